@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from models.answer import PREDICTED, TOKEN_BUDGET, answer_documents, document_logits, make_golden
+from models.text import Document, bucket_length
+
+DISAGREE = "terrible " * 40 + "wonderful " * 70  # POS, though it begins with NEG
+
+
+def slow_answer(document: Document, values, target):
+    """The tiny model over windows by plain loops: document logits and word weights."""
+    table = list(values.values())
+    totals = [sum(table[piece] for piece in window.input_ids) for window in document.windows]
+    mean = sum(totals) / len(totals)
+    sign = [-1, 1][mean > 0 if target == PREDICTED else target]
+    weights = []
+    for number in range(len(document.words)):
+        total = 0.0
+        for window in document.windows:
+            mine = [
+                table[piece]
+                for piece, word in zip(window.input_ids, window.word_index, strict=True)
+                if word == number
+            ]
+            total += 2 * sign * sum(mine) / len(mine) if mine else 0.0
+        weights.append(total / len(document.windows))
+    return [-mean, mean], weights
+
+
+@pytest.mark.parametrize("target", [PREDICTED, 0, 1])
+def test_windows_against_plain_loops(tiny_explainer, tiny_values, mixed_texts, target):
+    session, encoder = tiny_explainer.session, tiny_explainer.encoder
+    documents = [encoder.encode(text) for text in mixed_texts]
+    answers = answer_documents(session, encoder, documents, [target] * len(documents))
+    only_logits = document_logits(session, encoder, documents)
+    for document, answer, found in zip(documents, answers, only_logits, strict=True):
+        logits, weights = slow_answer(document, tiny_values, target)
+        assert answer.logits.tolist() == found.tolist() == pytest.approx(logits, abs=1e-6)
+        assert answer.weights.tolist() == pytest.approx(weights, abs=1e-6)
+        assert answer.label_probs.shape == (len(document.words), 5)
+
+
+def test_windows_that_disagree_are_asked_for_the_document_label(tiny_explainer, recorder):
+    document = tiny_explainer.encode(DISAGREE)
+    (answer,) = answer_documents(recorder, tiny_explainer.encoder, [document])
+    assert len(document.windows) == 5
+    assert answer.logits.argmax() == 1
+    assert (answer.weights[:40] < 0).all()
+    assert (answer.weights[40:] > 0).all()
+    assert recorder.targets == [[PREDICTED] * 5, [1, 1]]  # the first two say NEG by themselves
+
+
+def test_a_given_target_needs_one_run(tiny_explainer, recorder):
+    document = tiny_explainer.encode(DISAGREE)
+    answer_documents(recorder, tiny_explainer.encoder, [document], [0])
+    assert recorder.targets == [[0] * 5]
+
+
+def test_masked_words(tiny_explainer, recorder):
+    document = tiny_explainer.encode(DISAGREE)
+    keep = [np.arange(110) < 40, np.arange(110) >= 40, np.zeros(110, dtype=bool)]
+    found = document_logits(recorder, tiny_explainer.encoder, [document] * 3, keep)
+    assert [int(np.sign(logits[1])) for logits in found] == [-1, 1, 0]
+    assert recorder.explained == {False}
+
+
+def test_batches_are_bounded_and_of_one_bucket(tiny_explainer, recorder, mixed_texts):
+    texts = [*mixed_texts * 40, "boring " * 40_000]
+    documents = [tiny_explainer.encode(text) for text in texts]
+    lengths = {len(window.input_ids) for document in documents for window in document.windows}
+    answer_documents(recorder, tiny_explainer.encoder, documents)
+    assert max(rows * length for rows, length in recorder.shapes) <= TOKEN_BUDGET
+    assert {length for _, length in recorder.shapes} == {bucket_length(n) for n in lengths}
+    # Full batches: no more runs than the budget asks for, and the rest of each bucket.
+    total = sum(rows * length for rows, length in recorder.shapes)
+    assert len(recorder.shapes) <= total / TOKEN_BUDGET + 2 * len(lengths)
+
+
+def test_no_answers_for_no_documents(tiny_explainer):
+    assert answer_documents(tiny_explainer.session, tiny_explainer.encoder, []) == []
+
+
+def test_golden_is_what_the_graph_says(tiny_explainer, tiny_golden):
+    made = make_golden(
+        tiny_explainer.session,
+        tiny_explainer.encoder,
+        tiny_explainer.labels,
+        text=tiny_golden.text,
+        target=tiny_golden.target,
+        tolerance=tiny_golden.tolerance,
+    )
+    assert made == tiny_golden
