@@ -1,0 +1,1 @@
+"""How a trained pair is served: FastAPI over `models`, without torch."""

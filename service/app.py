@@ -1,0 +1,141 @@
+"""The application and its process: `create_app` for any ASGI server, `main` for ours."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from models.explainer import Explainer
+from service import errors, static
+from service.backend import Backend
+from service.middleware import AccessLog, BodyLimit, LastResort, SecurityHeaders
+from service.routes import build_router
+from service.schemas import RequestModels, request_models
+from service.server import listen, serve
+from service.settings import Settings, SettingsError, read_settings
+
+_DESCRIPTION = (
+    "Labels a text and says which of its words decided, from one run of one model. "
+    "Offsets are Unicode code points, half-open: `text[start:end]`. "
+    "Errors are `application/problem+json` (RFC 9457) and never repeat the text."
+)
+
+_log = logging.getLogger("l2e.service")
+
+
+class _Service(FastAPI):
+    """FastAPI that also describes the bodies which the routes read by themselves."""
+
+    def __init__(self, models: RequestModels, **options: Any) -> None:
+        super().__init__(**options)
+        self._models = models
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        schema = super().openapi()
+        bodies: list[type[BaseModel]] = [*self._models, errors.ProblemBody]
+        _, definitions = models_json_schema(
+            [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
+        )
+        schema["components"]["schemas"] |= definitions["$defs"]
+        return schema
+
+
+def create_app(settings: Settings | None = None, explainer: Explainer | None = None) -> FastAPI:
+    """The service as an ASGI application.
+
+    The bundle is loaded in the background when the application starts; until then `/health/ready`
+    and the predictions answer 503. `app.state.backend` holds the state.
+
+    Args:
+        settings: None reads them from the environment.
+        explainer: one that is loaded already, instead of `settings.bundle`.
+
+    Raises:
+        SettingsError: a setting in the environment is bad.
+    """
+    settings = settings or read_settings()
+    backend = Backend(settings, explainer)
+    models = request_models(settings)
+    app = _Service(
+        models,
+        title="l2e",
+        version=_version(),
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        # The framework's own pages load their scripts from elsewhere; ours are in static.py.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.backend = backend
+    app.include_router(build_router(backend, models))
+    app.include_router(static.build_router(app.openapi()))
+    errors.install(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(LastResort)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(AccessLog)
+    return app
+
+
+def main(settings: Settings | None = None) -> int:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: None reads them from the environment.
+
+    Returns:
+        The exit status: 0 after an orderly shutdown, 2 for a bad setting or bundle (one line on
+        standard error says which), 1 when the port or the runtime fails.
+    """
+    _set_up_logging()
+    try:
+        settings = settings or read_settings()
+    except SettingsError as error:
+        _log.error("%s", error)
+        return 2
+    try:
+        sock = listen(settings.host, settings.port)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        _log.error("cannot listen on %s: %s: choose another host or port", where, error.strerror)
+        return 1
+    with sock:
+        return serve(create_app(settings), sock)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    backend: Backend = app.state.backend
+    loading = asyncio.create_task(backend.start())
+    await asyncio.sleep(0)  # with an explainer at hand, this is all the time it takes
+    try:
+        yield
+    finally:
+        await loading
+        await backend.stop()
+
+
+def _set_up_logging() -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _version() -> str:
+    try:
+        return version("l2e")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"

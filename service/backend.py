@@ -1,0 +1,164 @@
+"""What stands behind the routes: the explainer from loading to shutdown, and its runner."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from enum import Enum
+
+from models.bundle import BundleError
+from models.explainer import Explainer
+from models.session import DeviceError
+from service import errors
+from service.batching import (
+    ClosedError,
+    DeadlineError,
+    Outcome,
+    OverloadedError,
+    Query,
+    Runner,
+    Wish,
+)
+from service.settings import Settings
+
+_LOADING_SECONDS = 2.0  # a guess for Retry-After; the shipped bundle takes about as long
+_DRAINING_SECONDS = 5.0
+# One text for each size class of the model, so that the first real requests find memory and kernels
+# ready.
+_WARM_UP = tuple("A warm-up sentence, said again. " * times for times in (1, 5, 20, 80))
+
+_log = logging.getLogger("l2e.service")
+
+
+class Phase(Enum):
+    """Where the server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Backend:
+    """Loads the bundle, hands requests to the runner and says whether it is ready.
+
+    Args:
+        settings: of this server.
+        explainer: one that is loaded already; None loads `settings.bundle` in `start`.
+    """
+
+    def __init__(self, settings: Settings, explainer: Explainer | None = None) -> None:
+        self.settings = settings
+        self.phase = Phase.LOADING
+        self.failure: str | None = None  # one line, when the phase is FAILED
+        self.bad_input = False  # whether that was the bundle's or a setting's fault
+        self._explainer = explainer
+        self._runner: Runner | None = None
+
+    async def start(self) -> None:
+        """Loads, checks and warms up; a failure becomes the phase, not an exception."""
+        try:
+            explainer = self._explainer
+            if explainer is None:
+                explainer = await asyncio.to_thread(_load, self.settings)
+        except (BundleError, DeviceError) as error:
+            self._fail(str(error), bad_input=True)
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises on a file it dislikes
+            self._fail(f"the model cannot be loaded: {type(error).__name__}: {error}")
+        else:
+            self._explainer = explainer
+            self._runner = Runner(explainer, max_waiting=self.settings.max_waiting)
+            if self.phase is Phase.LOADING:
+                self.phase = Phase.READY
+
+    def drain(self) -> None:
+        """Says not ready from now on, but still answers."""
+        if self.phase is not Phase.FAILED:
+            self.phase = Phase.DRAINING
+
+    async def stop(self) -> None:
+        """Takes no more requests and answers those in the line."""
+        self.drain()
+        if self._runner is not None:
+            await asyncio.to_thread(self._runner.stop, self.settings.drain_timeout)
+
+    def close(self) -> None:
+        """Takes no more requests."""
+        self.drain()
+        if self._runner is not None:
+            self._runner.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the runner's thread is, or may still come, alive."""
+        return self._runner is None or self._runner.alive
+
+    @property
+    def explainer(self) -> Explainer:
+        """The loaded explainer.
+
+        Raises:
+            Problem: 503 while there is none.
+        """
+        if self._runner is None or self._explainer is None:
+            raise self._not_loaded()
+        return self._explainer
+
+    def check_ready(self) -> None:
+        """Returns when new requests are welcome.
+
+        Raises:
+            Problem: 503 with Retry-After otherwise.
+        """
+        if self.phase is Phase.DRAINING:
+            raise _draining()
+        if self.phase is not Phase.READY:
+            raise self._not_loaded()
+
+    async def ask(self, queries: Sequence[Query], wish: Wish) -> list[Outcome]:
+        """Answers `queries`, see `Runner.ask`.
+
+        Raises:
+            Problem: 503 or 504 for the request as a whole.
+        """
+        if self._runner is None:
+            raise self._not_loaded()
+        seconds = self.settings.request_timeout
+        try:
+            return await self._runner.ask(queries, wish, timeout=seconds)
+        except OverloadedError:
+            detail = "the waiting line is full: try again later"
+            retry_after = self._runner.retry_after
+            raise errors.unavailable("overloaded", detail, retry_after) from None
+        except ClosedError:
+            raise _draining() from None
+        except DeadlineError:
+            raise errors.deadline_passed(seconds) from None
+
+    def problem(self, error: Exception) -> errors.Problem:
+        """The problem that one text's exception becomes."""
+        if isinstance(error, DeadlineError):
+            return errors.deadline_passed(self.settings.request_timeout)
+        return errors.internal(error)
+
+    def _fail(self, line: str, *, bad_input: bool = False) -> None:
+        self.failure, self.bad_input, self.phase = " ".join(line.split()), bad_input, Phase.FAILED
+        _log.error("%s", self.failure)
+
+    def _not_loaded(self) -> errors.Problem:
+        if self.phase is Phase.FAILED:
+            detail = "the bundle could not be loaded: see the server's log"
+            return errors.unavailable("failed", detail, 60)
+        if self.phase is Phase.DRAINING:
+            return _draining()
+        return errors.unavailable("loading", "the bundle is being loaded", _LOADING_SECONDS)
+
+
+def _draining() -> errors.Problem:
+    return errors.unavailable("draining", "the server is shutting down", _DRAINING_SECONDS)
+
+
+def _load(settings: Settings) -> Explainer:
+    explainer = Explainer.load(settings.bundle, device=settings.device, threads=settings.threads)
+    for text in _WARM_UP:
+        explainer.explain([text])
+    return explainer

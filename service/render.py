@@ -1,0 +1,69 @@
+"""From the explainer's answers to the bodies of section 5 of the design."""
+
+import json
+from typing import Any
+
+from models.bundle import Bundle
+from models.explainer import Explainer
+from models.rationale import Span, to_html
+from service.batching import Reply
+from service.schemas import Options, SpanBody
+
+_SPAN_FIELDS = tuple(SpanBody.model_fields)
+
+
+def prediction(reply: Reply, options: Options, bundle: Bundle) -> dict[str, Any]:
+    """The body of one answered text."""
+    explanation = reply.explanation
+    body: dict[str, Any] = {
+        "label": explanation.label,
+        "score": explanation.score,
+        "scores": explanation.scores,
+        "rationale": [_span(span) for span in explanation.rationale],
+        "target": explanation.target,
+        "windows": explanation.windows,
+    }
+    if options.words:
+        body["words"] = [_span(span) for span in explanation.words]
+    if options.html:
+        body["html"] = to_html(explanation.text, explanation.rationale)
+    if reply.verification is not None:
+        body["verify"] = dict(reply.verification)
+    body["model"] = {"name": bundle.manifest.name, "digest": bundle.digest}
+    body["offset_unit"] = "codepoint"
+    return body
+
+
+def card(explainer: Explainer) -> dict[str, Any]:
+    """The card of the loaded bundle."""
+    manifest = explainer.bundle.manifest
+    return {
+        "name": manifest.name,
+        "digest": explainer.bundle.digest,
+        "labels": list(explainer.labels),
+        "schema_version": manifest.schema_version,
+        "max_tokens": manifest.max_tokens,
+        "overlap": manifest.overlap,
+        "temperature": manifest.temperature,
+        "precision": manifest.precision,
+        "device": explainer.session.device,
+        "provider": explainer.session.provider,
+        "teacher": dict(manifest.teacher),
+        "recipe": dict(manifest.recipe),
+        "card": dict(manifest.card),
+        "times": dict(manifest.times),
+        "versions": dict(manifest.versions),
+    }
+
+
+def to_json(body: object) -> bytes:
+    """Compact UTF-8 JSON.
+
+    Raises:
+        ValueError: a number that JSON does not have; the models never answer one.
+    """
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _span(span: Span) -> dict[str, Any]:
+    return {name: getattr(span, name) for name in _SPAN_FIELDS}

@@ -1,0 +1,191 @@
+"""The endpoints: thin, because reading, computing and rendering live in their own modules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from models.bundle import Bundle
+from service import errors, render
+from service.backend import Backend
+from service.batching import Outcome, Query, Reply, Wish
+from service.errors import ProblemBody
+from service.requests import read, target_fault, while_connected
+from service.schemas import (
+    BadItem,
+    BatchItem,
+    BatchRequest,
+    BatchResponse,
+    Health,
+    Models,
+    Options,
+    Prediction,
+    RequestModels,
+)
+
+_EXAMPLE = "A slow start, but the last hour is really great."
+_MEANINGS = {
+    400: "The body is not JSON.",
+    413: "The body is over the limit.",
+    415: "The body is not declared as JSON.",
+    422: "A field is missing, wrong or over its limit.",
+    500: "The server failed; its log has the place.",
+    503: "Overloaded, loading or shutting down; see Retry-After.",
+    504: "No answer in time.",
+}
+
+
+def build_router(backend: Backend, models: RequestModels) -> APIRouter:
+    """The endpoints of one server.
+
+    Args:
+        backend: what answers.
+        models: the requests with this server's limits.
+    """
+    router = APIRouter()
+    _add_predictions(router, backend, models)
+    _add_state(router, backend)
+    return router
+
+
+def _add_predictions(router: APIRouter, backend: Backend, models: RequestModels) -> None:
+    @router.post(
+        "/predict",
+        summary="Label one text and say which words decided",
+        tags=["predict"],
+        response_model=Prediction,
+        response_model_exclude_none=True,
+        responses=_problems(400, 413, 415, 422, 500, 503, 504),
+        openapi_extra=_body("PredictRequest", {"text": _EXAMPLE}),
+    )
+    async def predict(request: Request) -> Response:
+        """Answers the label with its probability and the rationale as spans of code points.
+
+        `target` asks for the words that speak for and against another label than the predicted one.
+        """
+        explainer = backend.explainer
+        wanted = await read(request, models.predict)
+        if fault := target_fault(wanted.target, explainer.labels):
+            raise errors.invalid([fault])
+        asked = backend.ask([Query(wanted.text, wanted.target)], _wish(wanted))
+        outcome = (await while_connected(request, asked))[0]
+        if isinstance(outcome, Exception):
+            raise backend.problem(outcome)
+        return await run_in_threadpool(_one, outcome, wanted, explainer.bundle)
+
+    @router.post(
+        "/predict/batch",
+        summary="Label several texts, each with its own result or error",
+        tags=["predict"],
+        response_model=BatchResponse,
+        response_model_exclude_none=True,
+        responses=_problems(400, 413, 415, 422, 500, 503, 504),
+        openapi_extra=_body("BatchRequest", {"items": [{"id": "a", "text": _EXAMPLE}]}),
+    )
+    async def predict_batch(request: Request) -> Response:
+        """Answers in the order of the items; a bad item fails alone and the status stays 200."""
+        explainer = backend.explainer
+        wanted = await read(request, models.batch)
+        items = [_with_good_target(item, explainer.labels) for item in wanted.items]
+        good = [item for item in items if isinstance(item, BatchItem)]
+        outcomes: list[Outcome] = []
+        if good:
+            queries = [Query(item.text, item.target) for item in good]
+            outcomes = await while_connected(request, backend.ask(queries, _wish(wanted)))
+        return await run_in_threadpool(_many, items, outcomes, wanted, backend)
+
+
+def _add_state(router: APIRouter, backend: Backend) -> None:
+    @router.get(
+        "/models",
+        summary="What is loaded",
+        tags=["state"],
+        response_model=Models,
+        responses=_problems(503),
+    )
+    async def models() -> Response:
+        """The loaded bundle's card: labels, limits of its use, how it was made, how good it is."""
+        return _json({"models": [render.card(backend.explainer)]})
+
+    @router.get(
+        "/health/live",
+        summary="Is the process alive?",
+        tags=["state"],
+        response_model=Health,
+        responses=_problems(503),
+    )
+    async def live() -> Response:
+        """200 unless the server cannot recover by itself and should be restarted."""
+        if not backend.alive:
+            raise errors.unavailable("dead", "the runner has ended: restart the server", 60)
+        return _json({"status": "live"})
+
+    @router.get(
+        "/health/ready",
+        summary="Are requests welcome?",
+        tags=["state"],
+        response_model=Health,
+        responses=_problems(503),
+    )
+    async def ready() -> Response:
+        """200 once the bundle is loaded, checked and warm, and until the server shuts down."""
+        backend.check_ready()
+        return _json({"status": "ready"})
+
+
+def _wish(options: Options) -> Wish:
+    return Wish(options.explain, options.verify, options.max_words)
+
+
+def _with_good_target(item: BatchItem | BadItem, labels: Sequence[str]) -> BatchItem | BadItem:
+    if isinstance(item, BatchItem) and (fault := target_fault(item.target, labels)):
+        return BadItem(item.id, [fault])
+    return item
+
+
+def _one(reply: Reply, options: Options, bundle: Bundle) -> Response:
+    return _json(render.prediction(reply, options, bundle))
+
+
+def _many(
+    items: Sequence[BatchItem | BadItem],
+    outcomes: Sequence[Outcome],
+    options: BatchRequest,
+    backend: Backend,
+) -> Response:
+    """The batch's body; `outcomes` has one entry for each good item, in order."""
+    results: list[dict[str, Any]] = []
+    answered = iter(outcomes)
+    for index, item in enumerate(items):
+        result: dict[str, Any] = {"index": index} | ({} if item.id is None else {"id": item.id})
+        outcome = next(answered) if isinstance(item, BatchItem) else errors.invalid(item.faults)
+        if isinstance(outcome, Reply):
+            body = render.prediction(outcome, options, backend.explainer.bundle)
+            results.append(result | {"status": "ok", "result": body})
+        else:
+            problem = outcome if isinstance(outcome, errors.Problem) else backend.problem(outcome)
+            results.append(result | {"status": "error", "error": problem.body()})
+    ok = sum(result["status"] == "ok" for result in results)
+    return _json({"results": results, "summary": {"ok": ok, "failed": len(results) - ok}})
+
+
+def _json(body: object) -> Response:
+    return Response(render.to_json(body), media_type="application/json")
+
+
+def _body(name: str, example: object) -> dict[str, Any]:
+    """The OpenAPI of a request body that the endpoint reads by itself."""
+    content = {"schema": {"$ref": f"#/components/schemas/{name}"}, "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    schema = {"$ref": f"#/components/schemas/{ProblemBody.__name__}"}
+    return {
+        status: {
+            "description": _MEANINGS[status],
+            "content": {errors.MEDIA_TYPE: {"schema": schema}},
+        }
+        for status in statuses
+    }

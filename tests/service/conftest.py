@@ -1,0 +1,230 @@
+"""Real servers on free ports, and explainers that can be held, broken and given more labels."""
+
+import dataclasses
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.bundle import Bundle
+from models.explainer import Explainer, Explanation
+from models.session import OnnxSession
+from service.app import create_app
+from service.backend import Backend
+from service.server import Server, configure, listen
+from service.settings import Settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Texts with this word make the explainer raise an error that quotes them.
+POISON = "poison"
+
+
+class HeldExplainer(Explainer):
+    """The tiny explainer, which notes what it computes and waits while `gate` is closed."""
+
+    def __init__(self, bundle: Bundle, session: OnnxSession) -> None:
+        super().__init__(bundle, session)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.seen: list[str] = []
+        self._calls_to_hold = 0
+
+    def explain(
+        self,
+        texts: Sequence[str],
+        target: str | Sequence[str | None] | None = None,
+        *,
+        max_words: int | None = None,
+    ) -> list[Explanation]:
+        self.seen.extend(texts)
+        self._calls_to_hold -= 1
+        if self._calls_to_hold == 0:
+            self.gate.clear()
+        self.entered.release()
+        assert self.gate.wait(20)
+        if any(POISON in text for text in texts):
+            raise RuntimeError(f"cannot explain {texts}")
+        return super().explain(texts, target, max_words=max_words)
+
+    def hold(self, *, at_call: int = 1) -> None:
+        """Closes the gate when it is entered for the n-th time from now on."""
+        self._calls_to_hold = at_call
+        while self.entered.acquire(blocking=False):
+            pass
+
+    def wait_until_entered(self) -> None:
+        assert self.entered.acquire(timeout=10)
+
+
+class FourLabelExplainer(Explainer):
+    """The tiny explainer with two more labels that never win."""
+
+    def __init__(self, bundle: Bundle, session: OnnxSession) -> None:
+        super().__init__(bundle, session)
+        self._two = Explainer(bundle, session)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (*super().labels, "MIXED", "OFF")
+
+    def explain(
+        self,
+        texts: Sequence[str],
+        target: str | Sequence[str | None] | None = None,
+        *,
+        max_words: int | None = None,
+    ) -> list[Explanation]:
+        targets = [target] * len(texts) if target is None or isinstance(target, str) else target
+        known = [wanted if wanted in self._two.labels else None for wanted in targets]
+        found = self._two.explain(texts, known, max_words=max_words)
+        return [
+            dataclasses.replace(
+                one,
+                scores={label: 0.9 * one.scores.get(label, 0.5 / 9) for label in self.labels},
+                target=wanted or one.target,
+            )
+            for one, wanted in zip(found, targets, strict=True)
+        ]
+
+
+@dataclasses.dataclass
+class Live:
+    """A server in a thread of this process."""
+
+    server: Server
+    backend: Backend
+    client: httpx.Client
+    url: str
+
+
+@contextmanager
+def _serving(settings: Settings, explainer: Explainer | None) -> Iterator[Live]:
+    app = create_app(settings, explainer)
+    backend = app.state.backend
+    server = Server(configure(app), backend)
+    sock = listen(settings.host, 0)
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    try:
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+            wait_until(lambda: server.started or not thread.is_alive())
+            yield Live(server, backend, client, url)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        sock.close()
+        assert not thread.is_alive()
+
+
+def wait_until(condition, seconds=15.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture(name="wait_until")
+def _wait_until():
+    """A function that waits until a condition holds."""
+    return wait_until
+
+
+@pytest.fixture
+def serving(tiny_bundle):
+    """Starts servers: `serving(explainer, **settings) -> Live`."""
+    with ExitStack() as stack:
+
+        def start(explainer=None, **settings):
+            settings = {"bundle": tiny_bundle, "threads": 1} | settings
+            return stack.enter_context(_serving(Settings(**settings), explainer))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def tiny_explainer(tiny_bundle):
+    return Explainer.load(tiny_bundle, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="session")
+def four_label_explainer(tiny_explainer):
+    return FourLabelExplainer(tiny_explainer.bundle, tiny_explainer.session)
+
+
+@pytest.fixture
+def held(tiny_explainer):
+    """An explainer with a gate; opened at the end so that no thread stays behind."""
+    explainer = HeldExplainer(tiny_explainer.bundle, tiny_explainer.session)
+    yield explainer
+    explainer.gate.set()
+
+
+@pytest.fixture(scope="module")
+def live(tiny_bundle, tiny_explainer):
+    """One plain server for all tests of a file."""
+    with _serving(Settings(bundle=tiny_bundle), tiny_explainer) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(live):
+    return live.client
+
+
+@dataclasses.dataclass
+class Process:
+    """A server in a process of its own."""
+
+    popen: subprocess.Popen
+    reader: threading.Thread
+    url: str
+    lines: list[str]
+
+    def wait(self) -> int:
+        """The exit status, once the process has ended and all its lines are read."""
+        status = self.popen.wait(20)
+        self.reader.join(10)
+        return status
+
+
+@pytest.fixture
+def process(tiny_bundle, tmp_path):
+    """Starts `python -m service`: `process(L2E_X="…") -> Process`, once it listens."""
+    running = []
+
+    def start(**environment):
+        given = {"L2E_BUNDLE": str(tiny_bundle), "L2E_PORT": "0", "L2E_THREADS": "1"}
+        given |= {"PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error"} | environment
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=tmp_path,
+            env=given,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert popen.stderr is not None
+        lines: list[str] = []
+        read = popen.stderr.readline
+        reader = threading.Thread(target=lambda: lines.extend(iter(read, "")))
+        reader.start()
+        running.append((popen, reader))
+        marker = "listens on "
+        wait_until(lambda: any(marker in line for line in lines) or popen.poll() is not None)
+        url = next((line.split(marker)[1].split()[0] for line in lines if marker in line), "")
+        return Process(popen, reader, url, lines)
+
+    yield start
+    for popen, reader in running:
+        popen.kill()
+        popen.wait(10)
+        reader.join(10)
+        if popen.stderr is not None:
+            popen.stderr.close()
