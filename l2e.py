@@ -1,0 +1,261 @@
+"""The command `l2e`: one front door to training and serving, each half imported when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+SHIPPED = Path(__file__).resolve().parent / "models" / "pretrained" / "reviews"
+
+DESCRIPTION = """\
+l2e labels texts and says which words decided it, in milliseconds.
+
+  l2e serve                                a page and an HTTP API for the shipped bundle
+  l2e explain "A dull plot, but I laughed."
+  l2e evaluate --bundle DIR --data FILE.tsv --text-column 0 --label-column 1
+  l2e run training/recipes/sst2.toml       train, explain, distill, export, evaluate
+"""
+
+RECIPE_STAGES = {
+    "train": "fine-tune the black box of a recipe",
+    "attribute": "run the teacher of a recipe over its texts",
+    "distill": "distill a recipe's attributions into an explainer",
+    "export": "write the bundle: one ONNX graph, checked against torch",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0, or 2 for bad input, 1 for a failure, 130 after Ctrl-C.
+    """
+    options = build_parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        print("l2e: interrupted; the same command continues where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"l2e {options.verb}: {_one_line(error)}", file=sys.stderr)
+        return 2 if _is_bad_input(error) else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="l2e", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _add_run(verbs)
+    _add_evaluate(verbs)
+    _add_serve(verbs)
+    _add_explain(verbs)
+    _add_bench(verbs)
+    doctor = _add(verbs, "doctor", _doctor, "say what is installed and which device will be used")
+    _add_bundle(doctor)
+    return parser
+
+
+def _add(verbs: Any, name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=command)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser, default: Path | None = SHIPPED) -> None:
+    parser.add_argument(
+        "--bundle", type=Path, default=default, metavar="DIR", help="default: the shipped bundle"
+    )
+
+
+def _add_run(verbs: Any) -> None:
+    for name, text in {"run": "run all stages of a recipe", **RECIPE_STAGES}.items():
+        parser = _add(verbs, name, _recipe_command, f"{text}; continues where it was killed")
+        parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+        _add_recipe_options(parser)
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a value of the recipe, such as data.root=/data or attribution.budget=100",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="parent of runs/NAME"
+    )
+
+
+def _add_evaluate(verbs: Any) -> None:
+    parser = _add(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "measure a bundle on labelled texts: accuracy, faithfulness against teachers and random "
+        "words, milliseconds per text",
+    )
+    parser.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.toml", help="of a run")
+    _add_recipe_options(parser)
+    _add_bundle(parser)
+    parser.add_argument(
+        "--data", metavar="PATH", help=".csv, .tsv, .jsonl, an ERASER folder or hub:NAME"
+    )
+    parser.add_argument("--split", default="val", help="of an ERASER folder or hub dataset")
+    parser.add_argument(
+        "--text-column", default="text", help="name, or number in a file without header; 1,2 joins"
+    )
+    parser.add_argument("--label-column", default="label", help="name or number")
+    parser.add_argument(
+        "--label-map", default="", metavar="0=NEG,1=POS", help="from the file's labels to ours"
+    )
+    parser.add_argument(
+        "--teacher", action="append", default=[], help="compare with a teacher; may be repeated"
+    )
+    parser.add_argument(
+        "--budget", type=int, default=200, metavar="N", help="black-box evaluations of a teacher"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="explain a stratified sample of N")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the classifier on masked copies; bf16 is faster and off by about 0.03 in a logit",
+    )
+    _add_json(parser)
+
+
+def _add_serve(verbs: Any) -> None:
+    parser = _add(verbs, "serve", _serve, "serve a page and the HTTP API for a bundle")
+    _add_bundle(parser, default=None)
+    parser.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, metavar="P", help="port (8000; 0 takes a free one)")
+    _add_device(parser, default=None)
+
+
+def _add_explain(verbs: Any) -> None:
+    parser = _add(verbs, "explain", _explain, "label one text and show the words that decided it")
+    parser.add_argument("text", metavar="TEXT", help="the text, or - to read standard input")
+    _add_bundle(parser)
+    parser.add_argument("--target", metavar="LABEL", help="explain this label, not the predicted")
+    parser.add_argument("--max-words", type=int, metavar="N", help="words in the rationale at most")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a highlighted page")
+    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    _add_device(parser, default="auto")
+
+
+def _add_bench(verbs: Any) -> None:
+    parser = _add(verbs, "bench", _bench, "time the explanation against the label and teachers")
+    _add_bundle(parser)
+    parser.add_argument(
+        "--against", default="lime,occlusion", metavar="NAMES", help="teachers, with commas"
+    )
+    parser.add_argument("--budget", type=int, default=200, metavar="N", help="of the teachers")
+    parser.add_argument("--repeats", type=int, default=9, metavar="N", help="the median is given")
+    _add_json(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default=default, help="cuda fails without one"
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the result as JSON; - prints it and nothing else"
+    )
+
+
+def _recipe_command(options: argparse.Namespace) -> int:
+    _need_training()
+    from training import commands
+
+    return commands.run_recipe(options.recipe, options.set, options.runs, options.verb)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    _need_training()
+    from training import commands
+
+    if options.recipe is not None:
+        return commands.run_recipe(options.recipe, options.set, options.runs, "evaluate")
+    if options.data is None:
+        raise ValueError("say what to evaluate on: --data PATH, or a RECIPE.toml")
+    return commands.evaluate_bundle(options)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    _need_training()
+    from training import commands
+
+    return commands.bench(options)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from service.app import main as serve
+    from service.settings import read_settings
+
+    flags = {name: getattr(options, name) for name in ("bundle", "host", "port", "device")}
+    return serve(read_settings(**flags))
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from models.explainer import Explainer
+    from models.views import to_page, to_terminal
+
+    text = sys.stdin.read() if options.text == "-" else options.text
+    explainer = Explainer.load(options.bundle, device=options.device)
+    [answer] = explainer.explain([text], options.target, max_words=options.max_words)
+    if options.html is not None:
+        options.html.write_text(to_page(answer), encoding="utf-8")
+    if options.json:
+        print(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        print(to_terminal(answer, colour=sys.stdout.isatty()))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from models.doctor import report
+
+    lines, healthy = report(options.bundle)
+    print("\n".join(lines))
+    return 0 if healthy else 1
+
+
+def _need_training() -> None:
+    """Names the extra where the training half is not installed."""
+    import importlib.util
+
+    for package in ("torch", "transformers", "lime"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"this command needs {package}: pip install 'l2e[train,cpu]'")
+
+
+def _is_bad_input(error: Exception) -> bool:
+    from models.bundle import BundleError
+
+    return isinstance(error, (ValueError, BundleError, FileNotFoundError))
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import bundle as bundles
+from models.explainer import Explainer
+from training.commands import run_recipe
+from training.config import RecipeError
+from training.export import to_torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(recipe_path, tmp_path_factory):
+    """A run of the tiny recipe that nothing disturbed."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert run_recipe(recipe_path, [], runs, "run") == 0
+    return runs / "tiny"
+
+
+def test_a_run_ends_with_a_bundle_that_answers(finished):
+    explainer = Explainer.load(finished / "bundle")
+    [answer] = explainer.explain(["The plot was awful and very dull."])
+    assert answer.label == "NEG"
+    assert all(answer.text[span.start : span.end] == span.text for span in answer.rationale)
+    assert {span.text for span in answer.rationale if span.effect == "supports"} & {"awful", "dull"}
+
+
+def test_the_card_holds_the_evaluation_and_times_are_apart(finished):
+    manifest = bundles.load(finished / "bundle").manifest
+    card = manifest.card["evaluation"]["dev"]
+    assert set(card["teachers"]) == {"lime", "occlusion"}
+    assert card["n"] == 24
+    assert card["n_explained"] == 8
+    assert "ms_per_text" not in card["explainer"]
+    assert manifest.times["evaluation"]["dev"]["explainer"]["ms_per_text"] > 0
+    assert manifest.card["validation"]["accuracy"] > 0.9
+
+
+def test_both_torch_modules_are_rebuilt_from_the_bundle(finished):
+    explainer = Explainer.load(finished / "bundle")
+    black_box, network = to_torch(explainer.bundle)
+    texts = ["the film was great .", "the ending was terrible and boring " * 9]
+    documents = [explainer.encode(text) for text in texts]
+    np.testing.assert_allclose(
+        black_box.logits(documents), explainer.logits(documents), atol=1e-4, rtol=0
+    )
+    stored = json.loads((finished / "explainer" / "config.json").read_text())
+    assert network.config.to_dict() == stored
+
+
+def test_a_finished_stage_is_not_done_again(finished, recipe_path):
+    before = (finished / "blackbox" / "model.safetensors").stat().st_mtime_ns
+    run_recipe(recipe_path, [], finished.parent, "train")
+    assert (finished / "blackbox" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(finished, recipe_path):
+    with pytest.raises(RecipeError, match="another recipe"):
+        run_recipe(recipe_path, ["seed=4"], finished.parent, "run")
+
+
+def test_stages_out_of_order_say_which_comes_first(recipe_path, tmp_path):
+    with pytest.raises(RecipeError, match="stage train first"):
+        run_recipe(recipe_path, [], tmp_path, "attribute")
+    with pytest.raises(RecipeError, match="stage train first"):
+        run_recipe(recipe_path, [], tmp_path, "export")
+
+
+@pytest.mark.parametrize(
+    ("marker", "what"),
+    [
+        ("blackbox/checkpoint.pt", "training"),
+        ("attributions/train/00001.jsonl", "attribution"),
+        ("explainer/checkpoint.pt", "distillation"),
+        ("evaluation", "evaluation"),
+    ],
+)
+def test_a_run_killed_in_a_stage_ends_with_the_same_bundle(
+    marker, what, finished, recipe_path, tmp_path
+):
+    """The process is killed with SIGKILL as soon as the stage has left its first trace."""
+    command = [sys.executable, "-m", "l2e", "run", str(recipe_path), "--runs", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "tiny" / marker).exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline, f"{what} left no trace"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert run_recipe(recipe_path, [], tmp_path, "run") == 0
+    mine, theirs = (bundles.load(run / "bundle") for run in (tmp_path / "tiny", finished))
+    assert mine.model_bytes() == theirs.model_bytes()
+    assert mine.digest == theirs.digest  # the manifest without its times

@@ -1,0 +1,1 @@
+"""How a pair of classifier and explainer is made; needs the extra `train`."""

@@ -1,0 +1,1 @@
+"""Text classifiers that can be explained."""

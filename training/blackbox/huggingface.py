@@ -1,0 +1,159 @@
+"""Any sequence-classification checkpoint of `transformers` as a black box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from models.text import (
+    BoolArray,
+    Document,
+    FloatArray,
+    IntArray,
+    TextEncoder,
+    bucket_length,
+    pad_rows,
+    plan_batches,
+)
+from training.data.example import DataError
+from training.data.load import package_path
+
+TOKEN_BUDGET = 4096  # padded tokens of a forward pass; larger batches are no faster on CPUs
+
+# transformers reports every freshly initialised head as a load problem.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+class HuggingFaceBlackBox:
+    """A `transformers` classifier with its text encoder.
+
+    Args:
+        model: takes `input_ids` and `attention_mask`, gives `logits`; used in eval mode.
+        encoder: for the model's tokenizer.
+        labels: label names, in the order of the logits.
+        precision: `bf16` autocasts the forward pass, three times as fast where the processor
+            multiplies bfloat16, logits off by up to 0.03.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: TextEncoder,
+        labels: Sequence[str],
+        precision: str = "fp32",
+    ) -> None:
+        self.model = model.eval()
+        self.encoder = encoder
+        self.labels = tuple(labels)
+        self.precision = precision
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: str, labels: Sequence[str] | None, *, max_tokens: int, overlap: int
+    ) -> HuggingFaceBlackBox:
+        """Loads `package:MODULE/FOLDER`, a local folder or a hub id.
+
+        Args:
+            checkpoint: an encoder (a new head is initialised) or a fine-tuned classifier.
+            labels: names of the classes; None takes those of the checkpoint.
+            max_tokens: longest window; lowered to what the model can take.
+            overlap: between windows, in tokens.
+
+        Raises:
+            DataError: when there is no such checkpoint or it lacks a fast tokenizer.
+        """
+        where = checkpoint
+        if checkpoint.startswith("package:"):
+            where = str(package_path(checkpoint.removeprefix("package:")))
+        try:
+            config = AutoConfig.from_pretrained(where)
+            if labels is not None:
+                config.num_labels = len(labels)
+                config.id2label = dict(enumerate(labels))
+                config.label2id = {label: row for row, label in enumerate(labels)}
+            # Dropout inside attention would turn the fused attention kernel off.
+            config.attention_probs_dropout_prob = 0.0
+            model = AutoModelForSequenceClassification.from_pretrained(where, config=config)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"no checkpoint {checkpoint}: {reason}") from None
+        names = tuple(config.id2label[row] for row in range(config.num_labels))
+        limit = min(max_tokens, getattr(config, "max_position_embeddings", max_tokens))
+        text_encoder = TextEncoder.from_json(
+            _tokenizer_json(where, checkpoint), max_tokens=limit, overlap=overlap
+        )
+        return cls(model, text_encoder, names)
+
+    def save(self, folder: Path) -> None:
+        """Writes safetensors, config.json and tokenizer.json."""
+        self.model.save_pretrained(folder)
+        (folder / "tokenizer.json").write_text(self.encoder.to_json(), encoding="utf-8")
+
+    def logits(
+        self, documents: Sequence[Document], keep: Sequence[BoolArray] | None = None
+    ) -> FloatArray:
+        """See `BlackBox.logits`; logits of a document's windows are averaged in float64."""
+        rows, owner = self._rows(documents, keep)
+        outputs = np.zeros((len(rows), len(self.labels)))
+        for batch in plan_batches([len(row) for row in rows], TOKEN_BUDGET):
+            outputs[batch] = self._forward([rows[row] for row in batch])
+        total = np.zeros((len(documents), len(self.labels)))
+        np.add.at(total, owner, outputs)
+        return total / np.bincount(owner, minlength=len(documents))[:, None]
+
+    def hidden_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Returns the embedding output and each layer's states, [batch, tokens, hidden] each."""
+        states: tuple[Tensor, ...] = self.model(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True
+        ).hidden_states
+        return states
+
+    def _rows(
+        self, documents: Sequence[Document], keep: Sequence[BoolArray] | None
+    ) -> tuple[list[IntArray], IntArray]:
+        rows, owner = [], []
+        for number, document in enumerate(documents):
+            for window in document.windows:
+                ids = window.input_ids
+                if keep is not None:
+                    ids = self.encoder.masked_ids(window, keep[number])
+                rows.append(ids)
+                owner.append(number)
+        return rows, np.array(owner, dtype=np.int64)
+
+    def _forward(self, rows: Sequence[IntArray]) -> FloatArray:
+        ids, mask = pad_rows(rows, bucket_length(len(rows[0])), self.encoder.pad_id)
+        with torch.inference_mode(), self.autocast():
+            output = self.model(
+                input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+            )
+        result: FloatArray = output.logits.double().numpy()
+        return result
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context for the forward pass at this precision."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _tokenizer_json(folder: str, checkpoint: str) -> str:
+    path = Path(folder) / "tokenizer.json"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    from transformers import AutoTokenizer  # slow import, needed for hub ids only
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(f"{checkpoint} has no fast tokenizer, which word offsets need")
+    return str(tokenizer.backend_tokenizer.to_str())
+
+
+def documents_of(texts: Sequence[str], encoder: TextEncoder) -> Iterator[Document]:
+    """Encodes texts one by one."""
+    return (encoder.encode(text) for text in texts)

@@ -1,0 +1,1 @@
+"""How good an explainer is: faithfulness, speed, calibration."""

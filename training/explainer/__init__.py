@@ -1,0 +1,1 @@
+"""The explainer: a small transformer distilled from a teacher's attributions."""

@@ -1,0 +1,163 @@
+"""The student: a narrow transformer over the black box's states, label token at both ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.explainer.labels import CLASS_VALUES
+
+
+class Pieces(NamedTuple):
+    """What the network says of each piece; all [batch, tokens, …]."""
+
+    weights: Tensor  # log-odds of the target, on the teacher's scale
+    ranking: Tensor  # order only
+    label_logits: Tensor  # [batch, tokens, 5]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Everything needed to build an `ExplainerNetwork`."""
+
+    classes: int
+    input_width: int  # of the states read; ignored by `own`
+    vocabulary: int  # for `own` embeddings
+    positions: int  # longest row, for `own` embeddings
+    reads: Literal["all", "last", "own"] = "all"
+    width: int = 192
+    blocks: int = 1
+    heads: int = 4
+    dropout: float = 0.0
+    decode: Literal["regression", "ranking", "labelling"] = "regression"
+    scale: float = 1.0  # standard deviation of the teacher's weights, log-odds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """Builds the config from `to_dict`'s result."""
+        return cls(**values)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_output = nn.Linear(width, width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Maps [batch, tokens, width] to the same shape; `bias` [batch, 1, 1, tokens]."""
+        batch, tokens, width = x.shape
+        qkv = self.query_key_value(self.norm_attention(x))
+        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads).unbind(2)
+        mixed = functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias.to(q.dtype)
+        )
+        mixed = mixed.transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.dropout(self.attention_output(mixed))
+        hidden = functional.gelu(self.expand(self.norm_feedforward(x)))
+        return x + self.dropout(self.contract(hidden))
+
+
+class ExplainerNetwork(nn.Module):
+    """Scores every piece for a target class.
+
+    It reads `[label] states [label]`: the concatenated states of all layers of the black box
+    (`all`), of the last (`last`), or embeddings of its own (`own`, the paper's independent
+    student). The heads see each state and its product with the pooled one.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        if config.reads == "own":
+            self.tokens = nn.Embedding(config.vocabulary, width)
+            self.positions = nn.Embedding(config.positions, width)
+        else:
+            self.norm_input = nn.LayerNorm(config.input_width)
+            self.project = nn.Linear(config.input_width, width)
+        self.label = nn.Embedding(config.classes, width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.dropout) for _ in range(config.blocks)
+        )
+        self.norm_output = nn.LayerNorm(width)
+        self.interact = nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.regression = nn.Linear(width, 1)
+        self.ranking = nn.Linear(width, 1)
+        self.labelling = nn.Linear(width, 5)
+
+    def forward(self, inputs: Tensor, attention_mask: Tensor, target: Tensor) -> Pieces:
+        """Scores pieces.
+
+        Args:
+            inputs: float [batch, tokens, input_width] states, or int64 ids [batch, tokens] for
+                `own` embeddings.
+            attention_mask: int64 [batch, tokens].
+            target: int64 [batch], the class explained.
+        """
+        x = self._embed(inputs)
+        label = self.label(target)[:, None, :].to(x.dtype)
+        x = torch.cat([label, x, label], dim=1)
+        mask = functional.pad(attention_mask, (1, 1), value=1)
+        bias = (1.0 - mask[:, None, None, :].to(torch.float32)) * -1e4
+        for block in self.blocks:
+            x = block(x, bias)
+        x = self.norm_output(x)
+        share = mask.to(x.dtype)[:, :, None]
+        pooled = (x * share).sum(1, keepdim=True) / share.sum(1, keepdim=True)
+        features = functional.gelu(self.interact(torch.cat([x, x * pooled], dim=-1)))
+        features = self.dropout(features)[:, 1:-1]
+        weights = self.regression(features)[:, :, 0] * self.config.scale
+        return Pieces(weights, self.ranking(features)[:, :, 0], self.labelling(features))
+
+    def decode(self, pieces: Pieces, head: str | None = None) -> tuple[Tensor, Tensor]:
+        """Returns piece weights [batch, tokens] and 5-way probabilities [batch, tokens, 5].
+
+        Args:
+            pieces: the result of `forward`.
+            head: the head that gives the weights; None takes the config's.
+        """
+        probabilities = pieces.label_logits.float().softmax(-1)
+        head = head or self.config.decode
+        if head == "ranking":
+            return pieces.ranking.float(), probabilities
+        if head == "labelling":
+            return (probabilities * torch.tensor(CLASS_VALUES)).sum(-1), probabilities
+        return pieces.weights.float(), probabilities
+
+    def unread_parameters(self) -> set[str]:
+        """Names the parameters of heads that `decode` does not read; they matter in training."""
+        read = {self.config.decode, "labelling"}
+        unread = {"regression", "ranking", "labelling"} - read
+        return {name for name, _ in self.named_parameters() if name.split(".")[0] in unread}
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        if self.config.reads == "own":
+            places = torch.arange(inputs.shape[1], device=inputs.device)
+            own: Tensor = self.tokens(inputs) + self.positions(places)
+            return own
+        projected: Tensor = self.project(self.norm_input(inputs))
+        return projected
+
+
+def select_states(hidden_states: tuple[Tensor, ...], reads: str) -> Tensor:
+    """Returns what a network with `reads` all or last takes, [batch, tokens, input_width]."""
+    return torch.cat(hidden_states, dim=-1) if reads == "all" else hidden_states[-1]

@@ -1,0 +1,252 @@
+"""Torch classifier and explainer to one ONNX graph, and back from a bundle."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from models.bundle import Bundle
+from models.text import TextEncoder
+from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.explainer.network import ExplainerNetwork, NetworkConfig, select_states
+
+OPSET = 18
+EXPLANATION_OUTPUTS = ("weights", "label_probs")
+
+
+class FusedModel(nn.Module):
+    """Classifier, argmax and explainer as one module, the shape of the exported graph."""
+
+    def __init__(self, classifier: nn.Module, explainer: ExplainerNetwork) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.explainer = explainer
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns logits [B, classes], weights [B, tokens], label_probs [B, tokens, 5].
+
+        Args:
+            input_ids: int64 [B, tokens].
+            attention_mask: int64 [B, tokens].
+            target: int64 [B], -1 for the predicted class.
+        """
+        output = self.classifier(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+        )
+        chosen = torch.where(target < 0, output.logits.argmax(-1), target)
+        reads = self.explainer.config.reads
+        inputs = input_ids if reads == "own" else select_states(output.hidden_states, reads)
+        pieces = self.explainer(inputs, attention_mask, chosen)
+        weights, probabilities = self.explainer.decode(pieces)
+        return output.logits, weights, probabilities
+
+
+def to_onnx(fused: FusedModel) -> bytes:
+    """Exports the fused module.
+
+    Weights are stored in fp16 and computed with in fp32 (`round_weights` gives the torch module
+    that the graph equals). The explainer is the branch of an `If` on the input `explain`.
+
+    Returns:
+        The serialised model: inputs input_ids, attention_mask, target, explain; outputs logits,
+        weights, label_probs.
+    """
+    fused.eval()
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", min=2, max=512)
+    # Neither dimension may be 0 or 1 in the example, or the exporter takes it for a constant.
+    example = (
+        torch.full((2, 7), 5),
+        torch.ones(2, 7, dtype=torch.int64),
+        torch.tensor([-1, 0]),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            fused,
+            example,
+            input_names=["input_ids", "attention_mask", "target"],
+            output_names=["logits", *EXPLANATION_OUTPUTS],
+            dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}, {0: batch}),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,  # its folding would transpose weights under new names
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    _branch(model)
+    _store_half(model)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def round_weights(module: nn.Module) -> nn.Module:
+    """Rounds the weights that the graph stores in fp16, in place."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.half().float())
+    return module
+
+
+def bundle_config(black_box: HuggingFaceBlackBox, network: ExplainerNetwork) -> dict[str, Any]:
+    """Returns the content of config.json: both architectures."""
+    config = json.loads(black_box.model.config.to_json_string(use_diff=False))
+    for key in ("_name_or_path", "transformers_version"):
+        config.pop(key, None)  # neither is architecture, and both differ between machines
+    return {"classifier": config, "explainer": network.config.to_dict()}
+
+
+def to_torch(bundle: Bundle) -> tuple[HuggingFaceBlackBox, ExplainerNetwork]:
+    """Rebuilds both torch modules from a bundle's files; logits equal the graph's within 1e-4.
+
+    Raises:
+        ValueError: when the graph lacks a weight of the configured architecture.
+    """
+    config = dict(bundle.config["classifier"])
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        classifier_config = AutoConfig.from_pretrained(folder)
+    classifier = AutoModelForSequenceClassification.from_config(classifier_config)
+    network = ExplainerNetwork(NetworkConfig.from_dict(bundle.config["explainer"]))
+    fused = FusedModel(classifier, network)
+    _load_weights(fused, onnx.load_model_from_string(bundle.model_bytes()))
+    manifest = bundle.manifest
+    encoder = TextEncoder.from_json(
+        bundle.tokenizer_json, max_tokens=manifest.max_tokens, overlap=manifest.overlap
+    )
+    return HuggingFaceBlackBox(classifier, encoder, manifest.labels), network.eval()
+
+
+def _load_weights(fused: FusedModel, model: onnx.ModelProto) -> None:
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    state: Mapping[str, Tensor] = fused.state_dict()
+    parameters = {name for name, _ in fused.named_parameters()}
+    # The exporter drops what no output depends on: heads that only training reads.
+    unread = {f"explainer.{name}" for name in fused.explainer.unread_parameters()}
+    missing = sorted(parameters - set(stored) - unread)
+    if missing:
+        raise ValueError(f"the graph has no weight {missing[0]} ({len(missing)} are missing)")
+    for name in sorted(parameters):
+        if name not in stored:
+            state[name].zero_()
+            continue
+        values = torch.from_numpy(numpy_helper.to_array(stored[name]).astype(np.float32))
+        if values.shape != state[name].shape:
+            raise ValueError(f"weight {name} has shape {values.shape}, not {state[name].shape}")
+        state[name].copy_(values)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes the exporter's notes: stack traces name this machine's folders."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    model.doc_string = model.graph.doc_string = ""
+    model.producer_version = ""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+
+
+def _branch(model: onnx.ModelProto) -> None:
+    """Moves what only the explanation needs into the then-branch of an `If`."""
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+
+    def ancestors(names: list[str]) -> set[str]:
+        seen: set[str] = set()
+        while names:
+            node = producers.get(names.pop())
+            if node is not None and node.output[0] not in seen:
+                seen.add(node.output[0])
+                names += [name for name in node.input if name]
+        return seen
+
+    always = ancestors(["logits"])
+    moved = [node for node in graph.node if node.output[0] not in always]
+    kept = [node for node in graph.node if node.output[0] in always]
+    outputs = {value.name: value for value in graph.output}
+    # Names are unique across a graph and its branches, so the branches' results get their own.
+    then_nodes = [*moved]
+    then_outputs, else_nodes, else_outputs = [], [], []
+    shape = helper.make_node("Shape", ["input_ids"], ["else.shape"])
+    five = helper.make_node(
+        "Constant", [], ["else.five"], value=numpy_helper.from_array(np.array([5], np.int64))
+    )
+    wide = helper.make_node("Concat", ["else.shape", "else.five"], ["else.wide"], axis=0)
+    else_nodes += [shape, five, wide]
+    zero = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.0])
+    for name, source in zip(EXPLANATION_OUTPUTS, ("else.shape", "else.wide"), strict=True):
+        then_nodes.append(helper.make_node("Identity", [name], [f"then.{name}"]))
+        else_nodes.append(
+            helper.make_node("ConstantOfShape", [source], [f"else.{name}"], value=zero)
+        )
+        for prefix, found in (("then", then_outputs), ("else", else_outputs)):
+            value = onnx.ValueInfoProto()
+            value.CopyFrom(outputs[name])
+            value.name = f"{prefix}.{name}"
+            found.append(value)
+    for node in then_nodes[:-2]:
+        _rename(node, {name: f"inner.{name}" for name in EXPLANATION_OUTPUTS})
+    for node in then_nodes[-2:]:
+        node.input[0] = f"inner.{node.input[0]}"
+    choose = helper.make_node(
+        "If",
+        ["explain"],
+        list(EXPLANATION_OUTPUTS),
+        name="explain",
+        then_branch=helper.make_graph(then_nodes, "explained", [], then_outputs),
+        else_branch=helper.make_graph(else_nodes, "label_only", [], else_outputs),
+    )
+    del graph.node[:]
+    graph.node.extend([*kept, choose])
+    graph.input.append(helper.make_tensor_value_info("explain", TensorProto.BOOL, []))
+
+
+def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    for field in (node.input, node.output):
+        for place, name in enumerate(field):
+            field[place] = names.get(name, name)
+
+
+def _store_half(model: onnx.ModelProto) -> None:
+    """Stores weight matrices in fp16; a Cast restores fp32, folded away when a runtime loads."""
+    casts, names = [], {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+            names[tensor.name] = f"{tensor.name}.fp32"
+            casts.append(
+                helper.make_node("Cast", [tensor.name], [names[tensor.name]], to=TensorProto.FLOAT)
+            )
+
+    def redirect(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            for place, name in enumerate(node.input):
+                node.input[place] = names.get(name, name)
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    redirect(attribute.g)
+
+    redirect(model.graph)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])

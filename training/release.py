@@ -1,0 +1,149 @@
+"""Puts a trained pair into a bundle: export, parity checks, temperature, golden answer, card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models import bundle as bundles
+from models.answer import document_logits, make_golden
+from models.bundle import Bundle
+from models.session import OnnxSession
+from models.text import FloatArray
+from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.protocol import softmax
+from training.config import Recipe
+from training.data import Example
+from training.evaluation.calibration import calibration_error, fit_temperature
+from training.explainer.network import ExplainerNetwork
+from training.export import FusedModel, bundle_config, round_weights, to_onnx
+
+PARITY_SHAPES = ((1, 1), (1, 512), (7, 33))
+PARITY = 1e-4  # largest difference between the graph and the torch module it was made from
+LABEL_AGREEMENT = 0.999  # of the fp16-stored graph with the unrounded classifier
+GOLDEN_TEXT = "The plot is thin, but the two leads are wonderful and the ending really moved me."
+GOLDEN_TOLERANCE = {"fp32": 2e-3}
+
+
+class ParityError(RuntimeError):
+    """The exported graph does not compute what the torch modules compute."""
+
+
+def assemble(
+    black_box: HuggingFaceBlackBox,
+    network: ExplainerNetwork,
+    validation: Sequence[Example],
+    *,
+    recipe: Recipe,
+    times: Mapping[str, Any],
+    versions: Mapping[str, str],
+    path: Path,
+) -> Bundle:
+    """Exports, checks and saves.
+
+    Args:
+        black_box: trained; its matrices are rounded to fp16 in place.
+        network: trained; likewise.
+        validation: for the temperature, the calibration error and the label agreement.
+        recipe: goes into the manifest.
+        times: seconds of each stage.
+        versions: of the libraries.
+        path: the bundle's folder.
+
+    Raises:
+        ParityError: when graph and modules differ.
+    """
+    started = time.monotonic()
+    fused = FusedModel(black_box.model, network)
+    model = to_onnx(fused)
+    encoder = black_box.encoder
+    documents = [encoder.encode(example.text) for example in validation]
+    gold = np.array([black_box.labels.index(example.label) for example in validation])
+    black_box.precision = "fp32"
+    unrounded = black_box.logits(documents)
+    round_weights(fused)
+    session = OnnxSession(model, device="cpu")
+    parity = check_parity(fused, session)
+    logits = np.stack(document_logits(session, encoder, documents, None))
+    agreement = float((logits.argmax(1) == unrounded.argmax(1)).mean())
+    if agreement < LABEL_AGREEMENT:
+        raise ParityError(f"fp16 storage changes labels: agreement {agreement:.4f} on validation")
+    temperature = fit_temperature(logits, gold)
+    golden = make_golden(
+        session,
+        encoder,
+        black_box.labels,
+        text=GOLDEN_TEXT,
+        target=black_box.labels[-1],
+        tolerance=GOLDEN_TOLERANCE,
+    )
+    settings = recipe.attribution
+    return bundles.save(
+        path,
+        model=model,
+        tokenizer_json=encoder.to_json(),
+        config=bundle_config(black_box, network),
+        name=recipe.name,
+        labels=black_box.labels,
+        max_tokens=encoder.max_tokens,
+        overlap=encoder.overlap,
+        temperature=temperature,
+        mask_token=encoder.mask_token,
+        precision="fp32",
+        teacher={"name": settings.teacher, "budget": settings.budget, "seed": recipe.seed},
+        recipe=recipe.to_dict(),
+        card={
+            "description": recipe.description,
+            "language": recipe.language,
+            "licence": recipe.licence,
+            "validation": _describe(logits, gold, temperature),
+            "label_agreement_with_unrounded": agreement,
+            "largest_difference_from_torch": parity,
+        },
+        golden=golden,
+        times={**times, "export": time.monotonic() - started},
+        versions=versions,
+    )
+
+
+def check_parity(fused: FusedModel, session: OnnxSession) -> float:
+    """Compares graph and module on random ids of several shapes, padding included.
+
+    Returns:
+        The largest absolute difference found.
+
+    Raises:
+        ParityError: when it exceeds `PARITY`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = fused.classifier.config.vocab_size
+    worst = 0.0
+    for batch, tokens in PARITY_SHAPES:
+        ids = torch.randint(0, vocabulary, (batch, tokens), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[batch // 2, tokens - tokens // 3 :] = 0
+        target = torch.arange(batch) % 3 - 1
+        with torch.inference_mode():
+            expected = fused(ids, mask, target)
+        found = session.run(ids.numpy(), mask.numpy(), target.numpy(), explain=True)
+        results = (found.logits, found.weights, found.label_probs)
+        for mine, theirs in zip(results, expected, strict=True):
+            worst = max(worst, float(np.abs(mine - theirs.numpy()).max()))
+    if not worst <= PARITY:
+        raise ParityError(f"the graph differs from the torch modules by {worst:.2e}")
+    return float(f"{worst:.0e}")
+
+
+def _describe(logits: FloatArray, gold: np.ndarray[Any, Any], temperature: float) -> dict[str, Any]:
+    return {
+        "texts": len(gold),
+        "accuracy": float((logits.argmax(1) == gold).mean()),
+        "temperature": temperature,
+        "calibration_error": round(calibration_error(softmax(logits / temperature), gold), 4),
+        "calibration_error_before": round(calibration_error(softmax(logits), gold), 4),
+    }

@@ -1,0 +1,318 @@
+"""The stages of `l2e run`, each a function of a recipe and the run's folder.
+
+A stage that has finished leaves its result under its final name and is not done again; one that
+was killed continues from its own checkpoint and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import bundle as bundles
+from models.bundle import Bundle
+from models.explainer import Explainer
+from training.attribution.record import Attribution
+from training.attribution.run import attribute_texts
+from training.blackbox.fit import encode_examples, fit, measure_accuracy
+from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.config import DataSource, Recipe, RecipeError
+from training.data import Example, load
+from training.data.chunks import cut
+from training.evaluation.evaluate import Setting, evaluate
+from training.explainer.distill import distill, make_lessons
+from training.explainer.network import ExplainerNetwork, NetworkConfig
+from training.release import assemble
+from training.runtime import write_json
+
+
+def guard_recipe(recipe: Recipe, run: Path) -> None:
+    """Writes the recipe into a new run's folder; refuses a folder made by another recipe.
+
+    Evaluation is left out of the comparison: it may be asked anew of a finished run.
+
+    Raises:
+        RecipeError: naming the folder and what differs.
+    """
+    path, mine = run / "recipe.json", json.loads(json.dumps(recipe.to_dict()))
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in mine if key != "evaluation" and mine[key] != theirs.get(key)]
+        if changed:
+            raise RecipeError(
+                f"{run} was made with another recipe ({', '.join(changed)} differ): "
+                "remove the folder or choose another with --set name=NAME"
+            )
+    write_json(path, mine)
+
+
+def train(recipe: Recipe, run: Path) -> None:
+    """Fine-tunes the black box into `run/blackbox`, with its metrics.json."""
+    folder, settings = run / "blackbox", recipe.blackbox
+    if (folder / "metrics.json").exists():
+        return
+    started = time.monotonic()
+    torch.manual_seed(recipe.seed)  # of the new classification head
+    black_box = HuggingFaceBlackBox.from_checkpoint(
+        settings.checkpoint,
+        recipe.data.labels,
+        max_tokens=settings.max_tokens,
+        overlap=settings.overlap,
+    )
+    examples = [
+        example for source in recipe.data.train for example in _read(recipe, source) * source.repeat
+    ]
+    validation = {
+        source.path: encode_examples(black_box, _read(recipe, source))
+        for source in recipe.data.validation
+    }
+    progress = fit(
+        black_box,
+        encode_examples(black_box, examples),
+        validation,
+        settings.fit,
+        mask_share=settings.mask_share,
+        seed=recipe.seed,
+        folder=folder,
+    )
+    black_box.precision = "fp32"
+    accuracy = {name: measure_accuracy(black_box, part) for name, part in validation.items()}
+    black_box.save(folder)
+    seconds = progress.seconds + time.monotonic() - started
+    _finish(
+        folder, accuracy=accuracy, history=progress.history, texts=len(examples), seconds=seconds
+    )
+
+
+def attribute(recipe: Recipe, run: Path) -> None:
+    """Runs the teacher over chunks of the training and validation texts."""
+    folder = run / "attributions"
+    if (folder / "metrics.json").exists():
+        return
+    started = time.monotonic()
+    black_box = load_black_box(recipe, run)
+    black_box.precision = recipe.attribution.precision
+    counts = {}
+    for part in ("train", "validation"):
+        texts = chunk_texts(recipe, black_box, part)
+        _attributions(recipe, run, black_box, part, texts)
+        counts[part] = len(texts)
+    _finish(folder, texts=counts, seconds=time.monotonic() - started)
+
+
+def distill_explainer(recipe: Recipe, run: Path) -> None:
+    """Distils the attributions into `run/explainer`."""
+    folder = run / "explainer"
+    if (folder / "metrics.json").exists():
+        return
+    started = time.monotonic()
+    black_box = load_black_box(recipe, run)
+    black_box.precision = recipe.attribution.precision
+    lessons = {}
+    for part in ("train", "validation"):
+        texts = chunk_texts(recipe, black_box, part)
+        found = _attributions(recipe, run, black_box, part, texts)
+        lessons[part] = make_lessons(black_box, texts, found)
+    network, progress = distill(
+        black_box,
+        lessons["train"],
+        lessons["validation"],
+        recipe.explainer,
+        seed=recipe.seed,
+        folder=folder,
+    )
+    write_json(folder / "config.json", network.config.to_dict())
+    save_file(network.state_dict(), folder / "model.safetensors")
+    seconds = progress.seconds + time.monotonic() - started
+    _finish(folder, history=progress.history, seconds=seconds)
+
+
+def export(recipe: Recipe, run: Path) -> None:
+    """Writes the bundle `run/bundle`, after checking that the graph equals the torch modules."""
+    folder = run / "bundle"
+    if (folder / bundles.MANIFEST).exists():
+        return
+    black_box, network = load_black_box(recipe, run), load_network(run)
+    validation = [example for source in recipe.data.validation for example in _read(recipe, source)]
+    assemble(
+        black_box,
+        network,
+        validation,
+        recipe=recipe,
+        times={name: _seconds(run / name) for name in ("blackbox", "attributions", "explainer")},
+        versions=_versions(),
+        path=folder,
+    )
+
+
+def evaluate_bundle(recipe: Recipe, run: Path) -> None:
+    """Evaluates the bundle on each set of the recipe and writes the numbers into its card."""
+    explainer = Explainer.load(run / "bundle")
+    results: dict[str, Any] = {}
+    for name, chosen in recipe.evaluation.items():
+        setting = Setting(chosen.teachers, chosen.limit, recipe.seed, chosen.precision)
+        examples = _read(recipe, chosen.source)
+        results[name] = evaluate(explainer, examples, setting, run / "evaluation")
+        write_json(run / "evaluation" / f"{name}.json", results[name])
+    write_card(explainer.bundle, results)
+
+
+def write_card(bundle: Bundle, results: dict[str, Any]) -> Bundle:
+    """Saves the bundle again with evaluation results in its card, timings under `times`."""
+    manifest = bundle.manifest
+    card, times = {}, {}
+    for name, result in results.items():
+        times[name], card[name] = _split_times(result)
+    card = {**manifest.card, "evaluation": card}
+    return bundles.save(
+        bundle.path,
+        model=bundle.model_bytes(),
+        tokenizer_json=bundle.tokenizer_json,
+        config=bundle.config,
+        name=manifest.name,
+        labels=manifest.labels,
+        max_tokens=manifest.max_tokens,
+        overlap=manifest.overlap,
+        temperature=manifest.temperature,
+        mask_token=manifest.mask_token,
+        precision=manifest.precision,
+        teacher=manifest.teacher,
+        recipe=manifest.recipe,
+        card=card,
+        golden=manifest.golden,
+        times={**manifest.times, "evaluation": times},
+        versions=manifest.versions,
+    )
+
+
+STAGES = {
+    "train": train,
+    "attribute": attribute,
+    "distill": distill_explainer,
+    "export": export,
+    "evaluate": evaluate_bundle,
+}
+
+
+def load_black_box(recipe: Recipe, run: Path) -> HuggingFaceBlackBox:
+    """Loads the trained black box of a run.
+
+    Raises:
+        RecipeError: when the stage `train` has not finished.
+    """
+    folder = run / "blackbox"
+    if not (folder / "metrics.json").exists():
+        raise RecipeError(f"{folder} holds no trained black box: run the stage train first")
+    return HuggingFaceBlackBox.from_checkpoint(
+        str(folder),
+        recipe.data.labels,
+        max_tokens=recipe.blackbox.max_tokens,
+        overlap=recipe.blackbox.overlap,
+    )
+
+
+def load_network(run: Path) -> ExplainerNetwork:
+    """Loads the distilled explainer of a run.
+
+    Raises:
+        RecipeError: when the stage `distill` has not finished.
+    """
+    folder = run / "explainer"
+    if not (folder / "metrics.json").exists():
+        raise RecipeError(f"{folder} holds no explainer: run the stage distill first")
+    config = NetworkConfig.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
+    network = ExplainerNetwork(config)
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    return network.eval()
+
+
+def chunk_texts(recipe: Recipe, black_box: HuggingFaceBlackBox, part: str) -> dict[str, str]:
+    """Returns the chunks that the teacher explains, id to text.
+
+    Args:
+        recipe: names the sources, the chunk lengths and how many chunks of each source.
+        black_box: its encoder counts the tokens.
+        part: `train` or `validation`.
+    """
+    sources: Sequence[DataSource] = getattr(recipe.data, part)
+    lengths = recipe.attribution.chunk_tokens
+    texts = {}
+    for source in sources:
+        chunks = [
+            (f"{source.path}:{example.id}:{place}", chunk)
+            for row, example in enumerate(_read(recipe, source))
+            for place, chunk in enumerate(
+                cut(example.text, black_box.encoder, lengths[row % len(lengths)])
+            )
+        ]
+        if source.explained is not None and source.explained < len(chunks):
+            rng = np.random.default_rng(recipe.seed)
+            rows = np.sort(rng.choice(len(chunks), source.explained, replace=False))
+            chunks = [chunks[row] for row in rows]
+        texts.update(chunks)
+    return texts
+
+
+def _attributions(
+    recipe: Recipe, run: Path, black_box: HuggingFaceBlackBox, part: str, texts: dict[str, str]
+) -> list[Attribution]:
+    settings = recipe.attribution
+    return attribute_texts(
+        black_box,
+        texts,
+        teacher=settings.teacher,
+        budget=settings.budget,
+        seed=recipe.seed,
+        folder=run / "attributions" / part,
+        key={"precision": settings.precision},
+        shard=settings.shard,
+    )
+
+
+def _read(recipe: Recipe, source: DataSource) -> list[Example]:
+    return load(source, recipe.data.labels, recipe.data.root)
+
+
+def _finish(folder: Path, **metrics: Any) -> None:
+    """Marks a stage as done; only then may its checkpoint go."""
+    write_json(folder / "metrics.json", metrics)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _seconds(folder: Path) -> float:
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return float(metrics["seconds"])
+
+
+def _split_times(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separates milliseconds, which differ between runs, from everything else."""
+    times, rest = {}, {}
+    for key, value in result.items():
+        if isinstance(value, dict):
+            inner_times, rest[key] = _split_times(value)
+            if inner_times:
+                times[key] = inner_times
+        elif key.endswith("ms_per_text"):
+            times[key] = value
+        else:
+            rest[key] = value
+    return times, rest
+
+
+def _versions() -> dict[str, str]:
+    names = ("l2e", "torch", "transformers", "lime", "captum", "onnx", "onnxruntime")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # onnxruntime-gpu in place of onnxruntime, or a checkout on the path
+    return found
