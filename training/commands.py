@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from models.explainer import Explainer
-from training.config import DataSource, read_recipe
+from training.attribution.run import teacher_named
+from training.config import DataSource, Recipe, read_recipe
 from training.data import load
 from training.evaluation.efficiency import measure_speed
 from training.evaluation.evaluate import Setting, evaluate
+from training.evaluation.report import format_result, format_speed
 from training.runtime import tune_memory, use_threads, write_json
 from training.stages import STAGES, guard_recipe
 
@@ -23,6 +25,7 @@ def run_recipe(path: Path, overrides: Sequence[str], runs: Path, verb: str) -> i
     recipe = read_recipe(path, overrides)
     run = runs / recipe.name
     _prepare()
+    _check(recipe, with_data=verb == "run")
     guard_recipe(recipe, run)
     for name, stage in STAGES.items():
         if verb in ("run", name):
@@ -39,8 +42,12 @@ def run_recipe(path: Path, overrides: Sequence[str], runs: Path, verb: str) -> i
 
 def evaluate_bundle(options: argparse.Namespace) -> int:
     """`l2e evaluate --bundle DIR --data PATH`."""
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit {options.limit}: give at least 1")
+    for flag in ("limit", "budget"):
+        value = getattr(options, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag} {value}: give at least 1")
+    for name in options.teacher:
+        teacher_named(name)
     _prepare()
     explainer = Explainer.load(options.bundle)
     source = DataSource(
@@ -65,9 +72,13 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """`l2e bench`."""
+    teachers = {name.strip(): options.budget for name in options.against.split(",") if name.strip()}
+    for name in teachers:
+        teacher_named(name)
+    if options.repeats < 1:
+        raise ValueError(f"--repeats {options.repeats}: give at least 1")
     _prepare()
     explainer = Explainer.load(options.bundle)
-    teachers = {name: options.budget for name in options.against.split(",") if name}
     result = measure_speed(explainer, teachers, options.repeats)
     _report(result, options.json, format_speed)
     return 0
@@ -79,46 +90,23 @@ def parse_label_map(text: str) -> Mapping[str, str]:
     Raises:
         ValueError: on anything else.
     """
-    pairs = [part.partition("=") for part in text.split(",") if part]
-    if any(not old or not new for old, _, new in pairs):
-        raise ValueError(f"--label-map {text}: write OLD=NEW,OLD=NEW")
-    return {old: new for old, _, new in pairs}
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    found = {old.strip(): new.strip() for old, _, new in pairs}
+    if not all((*found, *found.values())) or len(found) < len(pairs):
+        raise ValueError(f"--label-map {text}: write OLD=NEW,OLD=NEW, each OLD once")
+    return found
 
 
-def format_result(result: Mapping[str, Any]) -> str:
-    """Formats an evaluation as a table for a terminal."""
-    header = f"{'':24}{'compreh.':>10}{'suffic.':>10}{'log-odds':>10}{'agree':>8}{'ms/text':>11}"
-    lines = [
-        f"{result['n']} texts, accuracy {result['accuracy']:.4f}; "
-        f"{result['n_explained']} explained; label only "
-        f"{result['label_only_ms_per_text']:.1f} ms",
-        header,
-    ]
-    for name, row in {
-        "explainer": result["explainer"],
-        **result["teachers"],
-        "random words": result["random"],
-    }.items():
-        time = f"{row['ms_per_text']:>11.1f}" if "ms_per_text" in row else f"{'-':>11}"
-        lines.append(
-            f"{name:24}{row['aopc_comprehensiveness']:>10.3f}{row['aopc_sufficiency']:>10.3f}"
-            f"{row['log_odds_drop']:>10.2f}{row['agreement']:>8.2f}{time}"
-        )
-    return "\n".join(lines)
-
-
-def format_speed(result: Mapping[str, Any]) -> str:
-    """Formats a benchmark as a table for a terminal."""
-    lines = [f"{'tokens':>7}{'label only':>12}{'with words':>12}{'ratio':>8}  teachers (times)"]
-    for row in result["rows"]:
-        teachers = ", ".join(
-            f"{name} {found['speedup']:.0f}" for name, found in row["teachers"].items()
-        )
-        lines.append(
-            f"{row['tokens']:>7}{row['label_only_ms']:>9.1f} ms{row['reply_ms']:>9.1f} ms"
-            f"{row['ratio']:>8.2f}  {teachers}"
-        )
-    return "\n".join(lines)
+def _check(recipe: Recipe, *, with_data: bool) -> None:
+    """Finds now what a later stage would only find hours from now."""
+    for name in (
+        recipe.attribution.teacher,
+        *(name for chosen in recipe.evaluation.values() for name in chosen.teachers),
+    ):
+        teacher_named(name)
+    if with_data:
+        for chosen in recipe.evaluation.values():
+            load(chosen.source, recipe.data.labels, recipe.data.root)
 
 
 def _prepare() -> None:

@@ -134,18 +134,45 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies `key=value` overrides (TOML values, dotted keys).
 
     Raises:
-        RecipeError: on a missing file, bad TOML, an unknown key or a wrong type.
+        RecipeError: on a missing file, bad TOML, an unknown key, a wrong type or a value that no
+            stage can use.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError):
         raise RecipeError(f"no recipe at {path}; see training/recipes for those shipped") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     for override in overrides:
         _override(values, override)
     recipe: Recipe = _build(Recipe, values, str(path))
+    _check(recipe, str(path))
     return recipe
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """Refuses values that would only fail hours later, in the stage that reads them."""
+    labels, data = recipe.data.labels, recipe.data
+    sources = (*data.train, *data.validation, *(s.source for s in recipe.evaluation.values()))
+    counts = [count for source in sources for count in (source.limit, source.explained)]
+    demands = {
+        "name: give a plain folder name": Path(recipe.name).name == recipe.name not in ("", ".."),
+        "data: labels: give at least two different ones": len(set(labels)) == len(labels) >= 2,
+        "data: train: give at least one source": bool(data.train),
+        "data: validation: give at least one source": bool(data.validation),
+        "attribution: chunk_tokens: give one or more numbers of at least 8": bool(
+            recipe.attribution.chunk_tokens
+        )
+        and min(recipe.attribution.chunk_tokens) >= 8,
+        "attribution: shard: give at least 1": recipe.attribution.shard >= 1,
+        "repeat of a source: give at least 1": all(source.repeat >= 1 for source in sources),
+        "limit or explained of a source: give at least 1": all(
+            count is None or count >= 1 for count in counts
+        ),
+    }
+    for demand, met in demands.items():
+        if not met:
+            raise RecipeError(f"{where}: {demand}")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

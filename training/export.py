@@ -14,7 +14,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from models.bundle import Bundle
 from models.text import TextEncoder
@@ -28,8 +28,9 @@ EXPLANATION_OUTPUTS = ("weights", "label_probs")
 class FusedModel(nn.Module):
     """Classifier, argmax and explainer as one module, the shape of the exported graph."""
 
-    def __init__(self, classifier: nn.Module, explainer: ExplainerNetwork) -> None:
+    def __init__(self, classifier: PreTrainedModel, explainer: ExplainerNetwork) -> None:
         super().__init__()
+        self.vocabulary: int = classifier.config.vocab_size
         self.classifier = classifier
         self.explainer = explainer
 
@@ -185,7 +186,9 @@ def _branch(model: onnx.ModelProto) -> None:
     outputs = {value.name: value for value in graph.output}
     # Names are unique across a graph and its branches, so the branches' results get their own.
     then_nodes = [*moved]
-    then_outputs, else_nodes, else_outputs = [], [], []
+    then_outputs: list[onnx.ValueInfoProto] = []
+    else_outputs: list[onnx.ValueInfoProto] = []
+    else_nodes = []
     shape = helper.make_node("Shape", ["input_ids"], ["else.shape"])
     five = helper.make_node(
         "Constant", [], ["else.five"], value=numpy_helper.from_array(np.array([5], np.int64))

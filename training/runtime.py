@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,18 +68,42 @@ def write_tensors(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def progress(items: Iterable[Item], *, total: int, done: int = 0, what: str) -> Iterator[Item]:
-    """Shows a bar with an ETA on a terminal, a plain line now and then elsewhere."""
-    terminal = sys.stderr.isatty()
-    return iter(
-        tqdm(
-            items,
-            total=total,
-            initial=done,
-            desc=what,
-            file=sys.stderr,
-            mininterval=0.2 if terminal else 30.0,
-            ascii=not terminal,
-            ncols=None if terminal else 100,
-        )
-    )
+def progress(
+    items: Iterable[Item], *, total: int, done: int = 0, what: str, every: float = 30.0
+) -> Iterator[Item]:
+    """Passes items on and says on standard error how far it is.
+
+    Args:
+        items: what is left to do.
+        total: how many there are with those done already.
+        done: how many are.
+        what: a name for the work.
+        every: seconds between two lines where standard error is no terminal.
+
+    Returns:
+        The items; a bar with an ETA on a terminal, plain lines elsewhere.
+    """
+    if sys.stderr.isatty():
+        return iter(tqdm(items, total=total, initial=done, desc=what, file=sys.stderr))
+    return _log_progress(items, total, done, what, every)
+
+
+def _log_progress(
+    items: Iterable[Item], total: int, done: int, what: str, every: float
+) -> Iterator[Item]:
+    started = said = time.monotonic()
+    count = done
+    for count, item in enumerate(items, done + 1):
+        yield item
+        now = time.monotonic()
+        if now - said >= every and count < total:
+            left = (now - started) / (count - done) * (total - count)
+            sys.stderr.write(f"{what}: {count}/{total}, about {_clock(left)} left\n")
+            said = now
+    if count > done:
+        sys.stderr.write(f"{what}: {count}/{total} in {_clock(time.monotonic() - started)}\n")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -18,19 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import bundle as bundles
-from models.bundle import Bundle
 from models.explainer import Explainer
 from training.attribution.record import Attribution
 from training.attribution.run import attribute_texts
 from training.blackbox.fit import encode_examples, fit, measure_accuracy
-from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
 from training.config import DataSource, Recipe, RecipeError
 from training.data import Example, load
 from training.data.chunks import cut
 from training.evaluation.evaluate import Setting, evaluate
 from training.explainer.distill import distill, make_lessons
 from training.explainer.network import ExplainerNetwork, NetworkConfig
-from training.release import assemble
+from training.release import assemble, write_card
 from training.runtime import write_json
 
 
@@ -59,7 +58,6 @@ def train(recipe: Recipe, run: Path) -> None:
     folder, settings = run / "blackbox", recipe.blackbox
     if (folder / "metrics.json").exists():
         return
-    started = time.monotonic()
     torch.manual_seed(recipe.seed)  # of the new classification head
     black_box = HuggingFaceBlackBox.from_checkpoint(
         settings.checkpoint,
@@ -86,7 +84,7 @@ def train(recipe: Recipe, run: Path) -> None:
     black_box.precision = "fp32"
     accuracy = {name: measure_accuracy(black_box, part) for name, part in validation.items()}
     black_box.save(folder)
-    seconds = progress.seconds + time.monotonic() - started
+    seconds = progress.seconds  # the loop keeps the time over restarts
     _finish(
         folder, accuracy=accuracy, history=progress.history, texts=len(examples), seconds=seconds
     )
@@ -113,7 +111,6 @@ def distill_explainer(recipe: Recipe, run: Path) -> None:
     folder = run / "explainer"
     if (folder / "metrics.json").exists():
         return
-    started = time.monotonic()
     black_box = load_black_box(recipe, run)
     black_box.precision = recipe.attribution.precision
     lessons = {}
@@ -131,7 +128,7 @@ def distill_explainer(recipe: Recipe, run: Path) -> None:
     )
     write_json(folder / "config.json", network.config.to_dict())
     save_file(network.state_dict(), folder / "model.safetensors")
-    seconds = progress.seconds + time.monotonic() - started
+    seconds = progress.seconds
     _finish(folder, history=progress.history, seconds=seconds)
 
 
@@ -163,34 +160,6 @@ def evaluate_bundle(recipe: Recipe, run: Path) -> None:
         results[name] = evaluate(explainer, examples, setting, run / "evaluation")
         write_json(run / "evaluation" / f"{name}.json", results[name])
     write_card(explainer.bundle, results)
-
-
-def write_card(bundle: Bundle, results: dict[str, Any]) -> Bundle:
-    """Saves the bundle again with evaluation results in its card, timings under `times`."""
-    manifest = bundle.manifest
-    card, times = {}, {}
-    for name, result in results.items():
-        times[name], card[name] = _split_times(result)
-    card = {**manifest.card, "evaluation": card}
-    return bundles.save(
-        bundle.path,
-        model=bundle.model_bytes(),
-        tokenizer_json=bundle.tokenizer_json,
-        config=bundle.config,
-        name=manifest.name,
-        labels=manifest.labels,
-        max_tokens=manifest.max_tokens,
-        overlap=manifest.overlap,
-        temperature=manifest.temperature,
-        mask_token=manifest.mask_token,
-        precision=manifest.precision,
-        teacher=manifest.teacher,
-        recipe=manifest.recipe,
-        card=card,
-        golden=manifest.golden,
-        times={**manifest.times, "evaluation": times},
-        versions=manifest.versions,
-    )
 
 
 STAGES = {
@@ -244,7 +213,7 @@ def chunk_texts(recipe: Recipe, black_box: HuggingFaceBlackBox, part: str) -> di
     """
     sources: Sequence[DataSource] = getattr(recipe.data, part)
     lengths = recipe.attribution.chunk_tokens
-    texts = {}
+    texts: dict[str, str] = {}
     for source in sources:
         chunks = [
             (f"{source.path}:{example.id}:{place}", chunk)
@@ -272,7 +241,7 @@ def _attributions(
         budget=settings.budget,
         seed=recipe.seed,
         folder=run / "attributions" / part,
-        key={"precision": settings.precision},
+        key={"classifier": state_digest(black_box), "precision": settings.precision},
         shard=settings.shard,
     )
 
@@ -290,21 +259,6 @@ def _finish(folder: Path, **metrics: Any) -> None:
 def _seconds(folder: Path) -> float:
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return float(metrics["seconds"])
-
-
-def _split_times(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separates milliseconds, which differ between runs, from everything else."""
-    times, rest = {}, {}
-    for key, value in result.items():
-        if isinstance(value, dict):
-            inner_times, rest[key] = _split_times(value)
-            if inner_times:
-                times[key] = inner_times
-        elif key.endswith("ms_per_text"):
-            times[key] = value
-        else:
-            rest[key] = value
-    return times, rest
 
 
 def _versions() -> dict[str, str]:

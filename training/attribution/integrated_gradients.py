@@ -42,8 +42,8 @@ def attribute(
     weights: list[FloatArray] = [np.zeros(0)] * len(documents)
     for group in _groups(documents, black_box.encoder.max_tokens, budget - 2):
         found = _integrate(black_box, [documents[row] for row in group], targets[group], budget - 2)
-        for row, values in zip(group, found, strict=True):
-            weights[row] = values
+        for row, of_document in zip(group, found, strict=True):
+            weights[row] = of_document
     ends = [np.stack([np.ones(n, bool), np.zeros(n, bool)]) for n in map(len, weights)]
     values = evaluate_copies(black_box, documents, targets, ends)
     return [
@@ -108,7 +108,8 @@ def _integrate(
         logits = logits.double().reshape(len(embeddings), windows, -1).mean(1)
         chosen = logits.gather(1, target[:, None])[:, 0]
         others = logits.scatter(1, target[:, None], -torch.inf)
-        return chosen - others.logsumexp(1)
+        odds: Tensor = chosen - others.logsumexp(1)
+        return odds
 
     # No weight of the model needs a gradient, which saves a third of the backward pass.
     for parameter in black_box.model.parameters():

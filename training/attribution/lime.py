@@ -14,7 +14,7 @@ import numpy as np
 from lime.lime_base import LimeBase
 
 from models.text import BoolArray, Document, FloatArray, IntArray
-from training.attribution.record import Attribution, evaluate_copies, text_rng
+from training.attribution.record import Attribution, evaluate_copies, has_pieces, text_rng
 from training.blackbox.protocol import BlackBox
 
 KERNEL_WIDTH = 25.0  # of the cosine distance in percent, as in lime.lime_text
@@ -45,9 +45,9 @@ def attribute(
             seed=seed,
             value=float(value[0]),
             null_value=float(value[1]),
-            weights=fit_local_model(mask, value),
+            weights=np.where(has_pieces(document), fit_local_model(mask, value), 0.0),
         )
-        for target, mask, value in zip(targets, masks, values, strict=True)
+        for document, target, mask, value in zip(documents, targets, masks, values, strict=True)
     ]
 
 

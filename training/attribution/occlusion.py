@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.text import Document, IntArray
-from training.attribution.record import Attribution, evaluate_copies
+from training.attribution.record import Attribution, evaluate_copies, has_pieces
 from training.blackbox.protocol import BlackBox
 
 
@@ -37,7 +37,7 @@ def attribute(
             seed=seed,
             value=float(value[0]),
             null_value=float(value[1]),
-            weights=value[0] - value[2:],
+            weights=np.where(has_pieces(document), value[0] - value[2:], 0.0),
         )
-        for target, value in zip(targets, values, strict=True)
+        for document, target, value in zip(documents, targets, values, strict=True)
     ]

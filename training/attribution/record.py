@@ -105,7 +105,16 @@ def evaluate_copies(
 
 def predicted(black_box: BlackBox, documents: Sequence[Document]) -> IntArray:
     """Returns the predicted class of each document, int64 [documents]."""
-    return black_box.logits(documents).argmax(axis=1)
+    classes: IntArray = black_box.logits(documents).argmax(axis=1)
+    return classes
+
+
+def has_pieces(document: Document) -> BoolArray:
+    """Marks the words that the tokenizer left pieces of, bool [words]; the others weigh 0."""
+    found = np.zeros(len(document.words) + 1, dtype=np.bool_)
+    for window in document.windows:
+        found[window.word_index] = True  # -1, no word, marks the extra place at the end
+    return found[:-1]
 
 
 def text_rng(text: str, seed: int) -> np.random.Generator:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,11 @@ def _tokenizer_json(folder: str, checkpoint: str) -> str:
     return str(tokenizer.backend_tokenizer.to_str())
 
 
-def documents_of(texts: Sequence[str], encoder: TextEncoder) -> Iterator[Document]:
-    """Encodes texts one by one."""
-    return (encoder.encode(text) for text in texts)
+def state_digest(black_box: HuggingFaceBlackBox) -> str:
+    """Returns a digest of what decides the black box's answers: weights, tokenizer, windows."""
+    digest = hashlib.sha256(black_box.encoder.to_json().encode())
+    digest.update(f"{black_box.encoder.max_tokens},{black_box.encoder.overlap}".encode())
+    for name, tensor in sorted(black_box.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.text import check_text
 from training.config import DataSource
 from training.data.eraser import read_eraser
 from training.data.example import DataError, Example
@@ -20,16 +21,20 @@ from training.data.tables import read_table
 def load(source: DataSource, labels: Sequence[str] | None = None, root: str = ".") -> list[Example]:
     """Reads a source, maps its labels and takes its seeded sample.
 
+    The ids are those of the source where they are unique there, else row numbers from 0.
+
     Args:
         source: what to read; its path is a file, an ERASER directory, `hub:NAME`, or
             `package:MODULE/FILE` for a file shipped inside an installed package.
         labels: the labels that are allowed; None allows all.
-        root: folder that a relative path starts from.
+        root: folder that a relative path starts from; `~` is the home folder.
 
     Raises:
         DataError: one clear line about what is missing or wrong.
     """
     examples = _read(source, root)
+    if len({example.id for example in examples}) < len(examples):
+        examples = [replace(example, id=str(row)) for row, example in enumerate(examples)]
     examples = [_clean(example, source) for example in examples]
     if labels is not None:
         _check_labels(source, examples, labels)
@@ -42,7 +47,14 @@ def sample(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
     """Draws a label-stratified sample of `limit` examples, in the order of the input.
 
     Each label gets its share of the whole, rounded by largest remainder.
+
+    Args:
+        examples: to draw from.
+        limit: at least 1; all examples are returned where there are no more.
+        seed: the same seed draws the same sample.
     """
+    if limit < 1:
+        raise DataError(f"a sample of {limit} texts: give a limit of at least 1")
     if limit >= len(examples):
         return list(examples)
     rows: dict[str, list[int]] = defaultdict(list)
@@ -67,7 +79,10 @@ def package_path(name: str) -> Path:
         DataError: when the package is not installed.
     """
     module, _, rest = name.partition("/")
-    found = importlib.util.find_spec(module)
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # of a parent package, or no module's name
+        found = None
     if found is None or not found.submodule_search_locations:
         raise DataError(
             f"package {module} is not installed: pip install {module.replace('_', '-')}"
@@ -78,12 +93,14 @@ def package_path(name: str) -> Path:
 def _read(source: DataSource, root: str) -> list[Example]:
     if source.path.startswith("hub:"):
         name = source.path.removeprefix("hub:")
-        return read_hub(name, source.split, source.text_column, source.label_column)
+        return read_hub(name, source.split, source.text_column, source.label_column, source.where)
     if source.path.startswith("package:"):
         path = package_path(source.path.removeprefix("package:"))
     else:
-        path = Path(root) / source.path
+        path = Path(root).expanduser() / Path(source.path).expanduser()
     if path.is_dir():
+        if source.where:
+            raise DataError(f"{path} is in ERASER format and has no columns: leave `where` out")
         return read_eraser(path, source.split)
     if not path.is_file():
         raise DataError(f"no data at {path}; {source.obtain}")
@@ -94,14 +111,23 @@ def _clean(example: Example, source: DataSource) -> Example:
     text = example.text
     for old, new in source.replace.items():
         text = text.replace(old, new)
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise DataError(f"{source.path}, id {example.id}: {error}") from None
     label = source.label_map.get(example.label, example.label)
     return replace(example, text=text, label=label)
 
 
 def _check_labels(source: DataSource, examples: Sequence[Example], labels: Sequence[str]) -> None:
-    unknown = sorted({example.label for example in examples} - set(labels))
+    first = {example.label: example.id for example in reversed(examples)}
+    unknown = sorted(set(first) - set(labels))
     if unknown:
+        # A whole text may stand where the label should: say enough to recognise it.
+        shown = ", ".join(
+            f"{' '.join(label.split())[:40]} (first: id {first[label]})" for label in unknown[:5]
+        )
         raise DataError(
-            f"{source.path} has labels {', '.join(unknown[:5])}; expected {', '.join(labels)} "
+            f"{source.path} has labels {shown}; expected {', '.join(labels)} "
             "(translate with --label-map OLD=NEW,…)"
         )

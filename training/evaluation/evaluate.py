@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from models.bundle import MODEL
 from models.explainer import Explainer
 from models.text import FloatArray
 from training.attribution.record import text_rng
 from training.attribution.run import teacher_named
-from training.attribution.store import ShardStore, texts_digest
-from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.attribution.store import ShardStore, texts_digest, to_record
+from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
 from training.data import Example, sample
 from training.evaluation.faithfulness import MEASURES, measure_faithfulness, random_weights
 from training.export import to_torch
 from training.runtime import progress
 
-SHARD = 4  # documents per file: a killed run loses at most these
+SHARD = 4  # texts per file: a killed run loses at most these
 WARM_UP = 3  # texts answered before the clock counts
 
 
@@ -75,7 +77,7 @@ def evaluate(
         "random": _summarise(records, "random"),
         "label_only_ms_per_text": float(np.median([r["label_only_ms"] for r in records])),
         "setting": {
-            "bundle": explainer.bundle.digest,
+            "model_sha256": explainer.bundle.manifest.files[MODEL]["sha256"],
             "teachers": dict(setting.teachers),
             "seed": setting.seed,
             "precision": setting.precision,
@@ -86,53 +88,104 @@ def evaluate(
 def _measure_all(
     explainer: Explainer, chosen: Sequence[Example], setting: Setting, work: Path
 ) -> list[dict[str, Any]]:
+    """Explains and measures every text; what is on disk already is not computed again."""
     texts = [example.text for example in chosen]
+    labels = [explainer.predict([text])[0].label for text in texts]
+    targets = [explainer.labels.index(label) for label in labels]
+    black_box, _ = to_torch(explainer.bundle)
+    black_box.precision = setting.precision
+    # What teachers and measures depend on: not the explainer, so that another student of the
+    # same classifier finds its teachers' work done.
     key = {
-        "bundle": explainer.bundle.digest,
+        "classifier": state_digest(black_box),
         "texts": texts_digest(texts),
-        "teachers": dict(setting.teachers),
+        "targets": targets,
         "seed": setting.seed,
         "precision": setting.precision,
     }
-    store = ShardStore(work / texts_digest([str(key)])[:16], key)
-    shards = -(-len(texts) // SHARD)
+    explanations = {
+        name: _attribute(black_box, texts, targets, name, budget, setting.seed, work, key)
+        for name, budget in setting.teachers.items()
+    }
+    key = {
+        **key,
+        "model": explainer.bundle.manifest.files[MODEL]["sha256"],
+        "teachers": dict(setting.teachers),
+    }
+
+    def measure(row: int) -> dict[str, Any]:
+        found = {name: records[row] for name, records in explanations.items()}
+        return _measure(explainer, black_box, texts[row], targets[row], found, setting.seed)
+
+    for text in texts[:WARM_UP]:
+        explainer.explain([text])
+        explainer.predict([text])
+    return _resumable(work, key, len(texts), measure, "faithfulness")
+
+
+def _attribute(
+    black_box: HuggingFaceBlackBox,
+    texts: Sequence[str],
+    targets: Sequence[int],
+    name: str,
+    budget: int,
+    seed: int,
+    work: Path,
+    key: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Runs a teacher text by text; records hold the attribution and its milliseconds."""
+    teacher = teacher_named(name)
+
+    def attribute(row: int) -> dict[str, Any]:
+        document, target = black_box.encoder.encode(texts[row]), np.array([targets[row]])
+        started = time.perf_counter()
+        [found] = teacher(black_box, [document], target, budget=budget, seed=seed)
+        return {**to_record(found), "ms": 1e3 * (time.perf_counter() - started)}
+
+    key = {**key, "teacher": name, "budget": budget}
+    return _resumable(work, key, len(texts), attribute, f"{name} {budget or ''}")
+
+
+def _resumable(
+    work: Path,
+    key: Mapping[str, Any],
+    count: int,
+    compute: Callable[[int], dict[str, Any]],
+    what: str,
+) -> list[dict[str, Any]]:
+    """Computes records 0 to `count` - 1 in shards; a killed run loses at most one shard."""
+    store = ShardStore(work / texts_digest([json.dumps(key)])[:16], key)
+    shards = -(-count // SHARD)
     todo = store.missing(shards)
-    if todo:
-        black_box, _ = to_torch(explainer.bundle)
-        black_box.precision = setting.precision
-        for text in texts[:WARM_UP]:
-            explainer.explain([text])
-            explainer.predict([text])
-        bar = progress(todo, total=shards, done=shards - len(todo), what="evaluation")
-        for number in bar:
-            part = texts[number * SHARD : (number + 1) * SHARD]
-            store.write(number, [_measure(explainer, black_box, text, setting) for text in part])
+    for number in progress(todo, total=shards, done=shards - len(todo), what=what):
+        rows = range(number * SHARD, min(count, (number + 1) * SHARD))
+        store.write(number, [compute(row) for row in rows])
     return store.read(shards)
 
 
 def _measure(
-    explainer: Explainer, black_box: HuggingFaceBlackBox, text: str, setting: Setting
+    explainer: Explainer,
+    black_box: HuggingFaceBlackBox,
+    text: str,
+    target: int,
+    teachers: Mapping[str, Mapping[str, Any]],
+    seed: int,
 ) -> dict[str, Any]:
-    """Explains one text in every way and measures each explanation."""
+    """Measures the student, the teachers and random words on one text."""
     started = time.perf_counter()
-    label = explainer.predict([text])[0].label
+    explainer.predict([text])
     label_only = time.perf_counter() - started
     started = time.perf_counter()
     [answer] = explainer.explain([text])
-    seconds = {"explainer": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
     weights: dict[str, FloatArray] = {"explainer": np.array([w.weight for w in answer.words])}
-    document, target = explainer.encode(text), explainer.labels.index(label)
-    for name, budget in setting.teachers.items():
-        started = time.perf_counter()
-        [record] = teacher_named(name)(
-            black_box, [document], np.array([target]), budget=budget, seed=setting.seed
-        )
-        seconds[name] = time.perf_counter() - started
-        weights[name] = record.weights
-    draws = random_weights(len(document.words), text_rng(text, setting.seed + 1))
-    (*measured,) = measure_faithfulness(black_box, document, target, [*weights.values(), *draws])
+    weights |= {name: np.array(record["weights"]) for name, record in teachers.items()}
+    document = explainer.encode(text)
+    draws = random_weights(len(document.words), text_rng(text, seed + 1))
+    measured = measure_faithfulness(black_box, document, target, [*weights.values(), *draws])
+    spent = {"explainer": 1e3 * seconds} | {name: found["ms"] for name, found in teachers.items()}
     result: dict[str, Any] = {
-        name: {**found, "ms_per_text": 1e3 * seconds[name]}
+        name: {**found, "ms_per_text": spent[name]}
         for name, found in zip(weights, measured, strict=False)
     }
     drawn = measured[len(weights) :]

@@ -24,13 +24,12 @@ def five_way(weights: FloatArray) -> IntArray:
     Returns:
         int64 [words], 0 (high negative) to 4 (high positive).
     """
-    rounded = np.round(weights, 8)
-    labels = np.full(len(rounded), NEUTRAL, dtype=np.int64)
-    positive, negative = rounded > 0, rounded < 0
-    if positive.any():
-        high = rounded > rounded[positive].mean()
-        labels[positive] = np.where(high[positive], HIGH_POSITIVE, LOW_POSITIVE)
-    if negative.any():
-        high = rounded < rounded[negative].mean()
-        labels[negative] = np.where(high[negative], HIGH_NEGATIVE, LOW_NEGATIVE)
+    # In whole units of 1e-8: the floating-point mean of equal weights may lie below all of them.
+    units = np.rint(weights * 1e8).astype(np.int64)
+    labels = np.full(len(units), NEUTRAL, dtype=np.int64)
+    positive, negative = units > 0, units < 0
+    high = units * positive.sum() > units[positive].sum()
+    labels[positive] = np.where(high[positive], HIGH_POSITIVE, LOW_POSITIVE)
+    high = units * negative.sum() < units[negative].sum()
+    labels[negative] = np.where(high[negative], HIGH_NEGATIVE, LOW_NEGATIVE)
     return labels

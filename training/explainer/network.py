@@ -72,7 +72,8 @@ class Block(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, width)
         x = x + self.dropout(self.attention_output(mixed))
         hidden = functional.gelu(self.expand(self.norm_feedforward(x)))
-        return x + self.dropout(self.contract(hidden))
+        result: Tensor = x + self.dropout(self.contract(hidden))
+        return result
 
 
 class ExplainerNetwork(nn.Module):
