@@ -15,7 +15,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from models.text import Document, FloatArray, IntArray, bucket_length, pad_rows
-from training.attribution.record import Attribution, evaluate_copies
+from training.attribution.record import Attribution, build_records, evaluate_copies
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.protocol import BlackBox
 
@@ -46,19 +46,15 @@ def attribute(
             weights[row] = of_document
     ends = [np.stack([np.ones(n, bool), np.zeros(n, bool)]) for n in map(len, weights)]
     values = evaluate_copies(black_box, documents, targets, ends)
-    return [
-        Attribution(
-            id="",
-            target=int(target),
-            teacher="integrated_gradients",
-            budget=budget,
-            seed=seed,
-            value=float(value[0]),
-            null_value=float(value[1]),
-            weights=weight,
-        )
-        for target, value, weight in zip(targets, values, weights, strict=True)
-    ]
+    return build_records(
+        "integrated_gradients",
+        documents,
+        targets,
+        values,
+        weights,
+        budgets=[budget] * len(values),
+        seed=seed,
+    )
 
 
 def _groups(documents: Sequence[Document], max_tokens: int, steps: int) -> list[list[int]]:

@@ -14,7 +14,12 @@ import numpy as np
 from lime.lime_base import LimeBase
 
 from models.text import BoolArray, Document, FloatArray, IntArray
-from training.attribution.record import Attribution, evaluate_copies, has_pieces, text_rng
+from training.attribution.record import (
+    Attribution,
+    build_records,
+    evaluate_copies,
+    text_rng,
+)
 from training.blackbox.protocol import BlackBox
 
 KERNEL_WIDTH = 25.0  # of the cosine distance in percent, as in lime.lime_text
@@ -36,19 +41,13 @@ def attribute(
         for document in documents
     ]
     values = evaluate_copies(black_box, documents, targets, masks)
-    return [
-        Attribution(
-            id="",
-            target=int(target),
-            teacher="lime",
-            budget=budget,
-            seed=seed,
-            value=float(value[0]),
-            null_value=float(value[1]),
-            weights=np.where(has_pieces(document), fit_local_model(mask, value), 0.0),
-        )
-        for document, target, mask, value in zip(documents, targets, masks, values, strict=True)
+    weights = [
+        np.where(has_pieces(document), fit_local_model(mask, value), 0.0)
+        for document, mask, value in zip(documents, masks, values, strict=True)
     ]
+    return build_records(
+        "lime", documents, targets, values, weights, budgets=[budget] * len(masks), seed=seed
+    )
 
 
 def sample_masks(words: int, budget: int, rng: np.random.Generator) -> BoolArray:

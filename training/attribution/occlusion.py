@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.text import Document, IntArray
-from training.attribution.record import Attribution, evaluate_copies, has_pieces
+from training.attribution.record import Attribution, build_records, evaluate_copies
 from training.blackbox.protocol import BlackBox
 
 
@@ -28,16 +28,15 @@ def attribute(
         mask[np.arange(words) + 2, np.arange(words)] = False
         masks.append(mask)
     values = evaluate_copies(black_box, documents, targets, masks)
-    return [
-        Attribution(
-            id="",
-            target=int(target),
-            teacher="occlusion",
-            budget=len(value),
-            seed=seed,
-            value=float(value[0]),
-            null_value=float(value[1]),
-            weights=np.where(has_pieces(document), value[0] - value[2:], 0.0),
-        )
-        for document, target, value in zip(documents, targets, values, strict=True)
-    ]
+    return build_records(
+        "occlusion",
+        documents,
+        targets,
+        values,
+        [
+            np.where(has_pieces(document), value[0] - value[2:], 0.0)
+            for document, value in zip(documents, values, strict=True)
+        ],
+        budgets=[len(value) for value in values],
+        seed=seed,
+    )

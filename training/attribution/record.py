@@ -14,6 +14,8 @@ from training.blackbox.protocol import BlackBox, log_odds
 
 # Copies are sent to the black box in slices of this many tokens, which bounds memory.
 COPY_TOKENS = 1_000_000
+# Share of texts of which a student learns why they do not have another label.
+OTHER_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +105,44 @@ def evaluate_copies(
     return np.split(values, np.cumsum([len(mask) for mask in masks])[:-1])
 
 
+def build_records(
+    teacher: str,
+    documents: Sequence[Document],
+    targets: IntArray,
+    ends: Sequence[FloatArray],
+    weights: Sequence[FloatArray],
+    *,
+    budgets: Sequence[int],
+    seed: int,
+) -> list[Attribution]:
+    """Builds the records of several documents; a word without pieces weighs 0.
+
+    Args:
+        teacher: its name.
+        documents: D documents.
+        targets: int64 [D].
+        ends: D arrays whose first two values are those of the full and of the null text.
+        weights: D arrays float64 [words].
+        budgets: D numbers of evaluations.
+        seed: of the teacher's sampling.
+    """
+    return [
+        Attribution(
+            id="",
+            target=int(target),
+            teacher=teacher,
+            budget=budget,
+            seed=seed,
+            value=float(values[0]),
+            null_value=float(values[1]),
+            weights=np.where(has_pieces(document), weight, 0.0),
+        )
+        for document, target, values, weight, budget in zip(
+            documents, targets, ends, weights, budgets, strict=True
+        )
+    ]
+
+
 def predicted(black_box: BlackBox, documents: Sequence[Document]) -> IntArray:
     """Returns the predicted class of each document, int64 [documents]."""
     classes: IntArray = black_box.logits(documents).argmax(axis=1)
@@ -115,6 +155,23 @@ def has_pieces(document: Document) -> BoolArray:
     for window in document.windows:
         found[window.word_index] = True  # -1, no word, marks the extra place at the end
     return found[:-1]
+
+
+def training_targets(black_box: BlackBox, documents: Sequence[Document], seed: int) -> IntArray:
+    """Returns the class to explain of each training text, int64 [documents].
+
+    It is the predicted one. With more than two classes a share of the texts gets one of the
+    others, so that a student can answer for any; with two, the other class's log-odds are the
+    negative and need no teacher.
+    """
+    targets = predicted(black_box, documents)
+    classes = len(black_box.labels)
+    if classes > 2:
+        for row, document in enumerate(documents):
+            rng = text_rng(document.text, seed)
+            if rng.random() < OTHER_SHARE:
+                targets[row] = (targets[row] + rng.integers(1, classes)) % classes
+    return targets
 
 
 def text_rng(text: str, seed: int) -> np.random.Generator:

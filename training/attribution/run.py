@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.attribution import integrated_gradients, lime, occlusion
-from training.attribution.record import Attribution, Teacher, predicted
+from training.attribution.record import Attribution, Teacher, training_targets
 from training.attribution.store import ShardStore, from_record, texts_digest, to_record
 from training.blackbox.protocol import BlackBox
 from training.runtime import progress
@@ -41,7 +41,7 @@ def attribute_texts(
     key: Mapping[str, Any],
     shard: int = 64,
 ) -> list[Attribution]:
-    """Explains the predicted class of every text.
+    """Explains every training text; see `training_targets` for the class.
 
     Args:
         black_box: the classifier.
@@ -67,9 +67,8 @@ def attribute_texts(
     for number in progress(todo, total=shards, done=done, what=f"{teacher} attributions"):
         part = slice(number * shard, (number + 1) * shard)
         documents = [black_box.encoder.encode(text) for text in bodies[part]]
-        found = explain(
-            black_box, documents, predicted(black_box, documents), budget=budget, seed=seed
-        )
+        targets = training_targets(black_box, documents, seed)
+        found = explain(black_box, documents, targets, budget=budget, seed=seed)
         store.write(
             number,
             (

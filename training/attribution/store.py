@@ -40,7 +40,10 @@ class ShardStore:
         if not path.exists():
             write_json(path, key)
             return
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # neither JSON nor UTF-8
+            raise StoreError(f"{path} is damaged: remove the folder to compute it anew") from None
         changed = sorted(name for name in {*key, *stored} if key.get(name) != stored.get(name))
         if changed:
             raise StoreError(
@@ -55,7 +58,7 @@ class ShardStore:
     def write(self, shard: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes one shard, whole or not at all, with its checksum on the last line."""
         body = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
-        write_text(self._path(shard), f"{body}{json.dumps({'sha256': _digest(body)})}\n")
+        write_text(self._path(shard), f"{body}{_checksum_line(body.encode()).decode()}")
 
     def read(self, shards: int) -> list[dict[str, Any]]:
         """Reads the records of shards 0 to `shards` - 1 and checks the checksums.
@@ -66,10 +69,11 @@ class ShardStore:
         records = []
         for number in range(shards):
             path = self._path(number)
-            *lines, last = path.read_text(encoding="utf-8").split("\n")[:-1]
-            if last != json.dumps({"sha256": _digest("".join(f"{line}\n" for line in lines))}):
+            content = path.read_bytes()  # not text: damage may leave no valid UTF-8
+            body = content[: content.rfind(b"\n", 0, -1) + 1]
+            if content != body + _checksum_line(body):
                 raise StoreError(f"{path} is damaged: remove it and run the stage again")
-            records += [json.loads(line) for line in lines]
+            records += [json.loads(line) for line in body.split(b"\n")[:-1]]
         return records
 
     def _path(self, shard: int) -> Path:
@@ -89,8 +93,8 @@ def from_record(record: Mapping[str, Any]) -> Attribution:
 
 def texts_digest(texts: Sequence[str]) -> str:
     """Returns a digest of a list of texts, for a store's key."""
-    return _digest(json.dumps(texts))
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _checksum_line(body: bytes) -> bytes:
+    return json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from models.text import Document, FloatArray, bucket_length, merge_pieces, pad_rows
-from training.attribution.record import Attribution
+from training.attribution.record import OTHER_SHARE, Attribution
 from training.blackbox.fit import group_by_length
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.config import Optimization, Student
@@ -30,6 +30,11 @@ class Lesson:
     document: Document
     target: int
     weights: FloatArray
+
+
+def other_class(lesson: Lesson) -> Lesson:
+    """Returns the lesson about the other of two classes, whose log-odds are the negative."""
+    return Lesson(lesson.document, 1 - lesson.target, -lesson.weights)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,12 @@ def distill(
         return lesson_loss(network, read_states(black_box, network, batch), batch, settings)
 
     def validate() -> dict[str, float]:
-        return measure_agreement(black_box, network, validation, settings.fit)
+        found = measure_agreement(black_box, network, validation, settings.fit)
+        if len(black_box.labels) == 2:
+            others = [other_class(lesson) for lesson in validation]
+            other = measure_agreement(black_box, network, others, settings.fit)
+            found["other_class"] = other["score"]
+        return found
 
     progress = Loop(
         module=network,
@@ -137,8 +147,19 @@ def make_batches(
     scale: float,
     seed: tuple[int, int],
 ) -> list[LessonBatch]:
-    """Groups lessons of like length into shuffled batches."""
+    """Groups lessons of like length into shuffled batches.
+
+    With two classes a share of the lessons, drawn anew in each epoch, is about the other class.
+    Otherwise the label token would say nothing that the states do not, and "why not the other
+    label?" would get the answer to another question.
+    """
     rng = np.random.default_rng(seed)
+    if len(black_box.labels) == 2:
+        flipped = rng.random(len(lessons)) < OTHER_SHARE
+        lessons = [
+            other_class(lesson) if flip else lesson
+            for lesson, flip in zip(lessons, flipped, strict=True)
+        ]
     lengths = [len(lesson.document.windows[0].input_ids) for lesson in lessons]
     return [
         collate(black_box, [lessons[row] for row in group], scale)

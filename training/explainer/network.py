@@ -122,8 +122,10 @@ class ExplainerNetwork(nn.Module):
         for block in self.blocks:
             x = block(x, bias)
         x = self.norm_output(x)
-        share = mask.to(x.dtype)[:, :, None]
-        pooled = (x * share).sum(1, keepdim=True) / share.sum(1, keepdim=True)
+        # A product, not a sum over tokens: ONNX Runtime adds in another order when it sums over
+        # tokens for one row than for several, so an answer would depend on its batch.
+        share = mask.to(x.dtype)[:, None, :]
+        pooled = torch.matmul(share, x) / share.sum(2, keepdim=True)
         features = functional.gelu(self.interact(torch.cat([x, x * pooled], dim=-1)))
         features = self.dropout(features)[:, 1:-1]
         weights = self.regression(features)[:, :, 0] * self.config.scale
