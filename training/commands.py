@@ -16,7 +16,7 @@ from training.data import load
 from training.evaluation.efficiency import measure_speed
 from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.report import format_result, format_speed
-from training.runtime import tune_memory, use_threads, write_json
+from training.runtime import native_precision, tune_memory, use_threads, write_json
 from training.stages import STAGES, guard_recipe
 
 
@@ -62,7 +62,7 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
         teachers=dict.fromkeys(options.teacher, options.budget),
         limit=options.limit,
         seed=options.seed,
-        precision=options.precision,
+        precision=native_precision() if options.precision == "auto" else options.precision,
     )
     examples = load(source, explainer.labels)
     work = options.runs / "evaluations"

@@ -36,6 +36,15 @@ def use_threads() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
+def native_precision() -> str:
+    """Returns `bf16` where the processor multiplies bfloat16 (elsewhere it is slow), or `fp32`."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return "fp32"
+    return "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+
+
 def autocast(precision: str) -> torch.autocast:
     """Returns the autocast context for `bf16` or `fp32`."""
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")

@@ -41,10 +41,7 @@ def attribute(
         for document in documents
     ]
     values = evaluate_copies(black_box, documents, targets, masks)
-    weights = [
-        np.where(has_pieces(document), fit_local_model(mask, value), 0.0)
-        for document, mask, value in zip(documents, masks, values, strict=True)
-    ]
+    weights = [fit_local_model(mask, value) for mask, value in zip(masks, values, strict=True)]
     return build_records(
         "lime", documents, targets, values, weights, budgets=[budget] * len(masks), seed=seed
     )

@@ -33,10 +33,7 @@ def attribute(
         documents,
         targets,
         values,
-        [
-            np.where(has_pieces(document), value[0] - value[2:], 0.0)
-            for document, value in zip(documents, values, strict=True)
-        ],
+        [value[0] - value[2:] for value in values],
         budgets=[len(value) for value in values],
         seed=seed,
     )

@@ -68,7 +68,8 @@ class HuggingFaceBlackBox:
             overlap: between windows, in tokens.
 
         Raises:
-            DataError: when there is no such checkpoint or it lacks a fast tokenizer.
+            DataError: when there is no such checkpoint, it lacks a fast tokenizer, or it has been
+                fine-tuned for another number of labels.
         """
         where = checkpoint
         if checkpoint.startswith("package:"):
@@ -85,6 +86,11 @@ class HuggingFaceBlackBox:
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"no checkpoint {checkpoint}: {reason}") from None
+        except RuntimeError:  # transformers found a tensor of another shape
+            raise DataError(
+                f"checkpoint {checkpoint} is a classifier with other labels than the "
+                f"{config.num_labels} asked for: name its own labels, or start from its encoder"
+            ) from None
         names = tuple(config.id2label[row] for row in range(config.num_labels))
         limit = min(max_tokens, getattr(config, "max_position_embeddings", max_tokens))
         text_encoder = TextEncoder.from_json(
