@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SHIPPED = Path(__file__).resolve().parent / "models" / "pretrained" / "reviews"
 
@@ -26,6 +27,16 @@ RECIPE_STAGES = {
     "distill": "distill a recipe's attributions into an explainer",
     "export": "write the bundle: one ONNX graph, checked against torch",
 }
+RESUMABLE = ("run", *RECIPE_STAGES, "evaluate")
+TRAINING = ("torch", "transformers", "lime")
+SERVING = ("onnxruntime",)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors of the command are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,22 +48,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        status = command(options)
+        sys.stdout.flush()  # so that a closed pipe is noticed here
     except KeyboardInterrupt:
-        print("l2e: interrupted; the same command continues where it was", file=sys.stderr)
+        cure = "; the same command continues where it was" if options.verb in RESUMABLE else ""
+        print(f"l2e {options.verb}: interrupted{cure}", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        # Whoever read had enough; Python would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if options.debug:
             raise
-        print(f"l2e {options.verb}: {_one_line(error)}", file=sys.stderr)
-        return 2 if _is_bad_input(error) else 1
+        bad_input = _is_bad_input(error)
+        # A failure's message alone, such as that of a KeyError, may say nothing.
+        shown = _one_line(error) if bad_input else f"{type(error).__name__}: {_one_line(error)}"
+        print(f"l2e {options.verb}: {shown}", file=sys.stderr)
+        return 2 if bad_input else 1
+    return status
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="l2e", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -131,9 +150,10 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument(
         "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="of the classifier on masked copies; bf16 is faster and off by about 0.03 in a logit",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of the classifier on masked copies; bf16 is off by about 0.03 in a logit, and auto "
+        "takes it where the processor multiplies bfloat16, which is faster",
     )
     _add_json(parser)
 
@@ -181,31 +201,32 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipe_command(options: argparse.Namespace) -> int:
-    _need_training()
+    _need(TRAINING, "train,cpu")
     from training import commands
 
     return commands.run_recipe(options.recipe, options.set, options.runs, options.verb)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    _need_training()
+    if options.recipe is None and options.data is None:
+        raise ValueError("say what to evaluate on: --data PATH, or a RECIPE.toml")
+    _need(TRAINING, "train,cpu")
     from training import commands
 
     if options.recipe is not None:
         return commands.run_recipe(options.recipe, options.set, options.runs, "evaluate")
-    if options.data is None:
-        raise ValueError("say what to evaluate on: --data PATH, or a RECIPE.toml")
     return commands.evaluate_bundle(options)
 
 
 def _bench(options: argparse.Namespace) -> int:
-    _need_training()
+    _need(TRAINING, "train,cpu")
     from training import commands
 
     return commands.bench(options)
 
 
 def _serve(options: argparse.Namespace) -> int:
+    _need(SERVING, "cpu")
     from service.app import main as serve
     from service.settings import read_settings
 
@@ -214,10 +235,13 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    _need(SERVING, "cpu")
     from models.explainer import Explainer
+    from models.text import check_text
     from models.views import to_page, to_terminal
 
     text = sys.stdin.read() if options.text == "-" else options.text
+    check_text(text)
     explainer = Explainer.load(options.bundle, device=options.device)
     [answer] = explainer.explain([text], options.target, max_words=options.max_words)
     if options.html is not None:
@@ -225,7 +249,8 @@ def _explain(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
     else:
-        print(to_terminal(answer, colour=sys.stdout.isatty()))
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(to_terminal(answer, colour=colour))
     return 0
 
 
@@ -237,24 +262,27 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def _need_training() -> None:
-    """Names the extra where the training half is not installed."""
+def _need(packages: Sequence[str], extra: str) -> None:
+    """Names the extra where a package that a verb needs is not installed."""
     import importlib.util
 
-    for package in ("torch", "transformers", "lime"):
+    for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"this command needs {package}: pip install 'l2e[train,cpu]'")
+            raise ValueError(f"this command needs {package}: pip install 'l2e[{extra}]'")
 
 
 def _is_bad_input(error: Exception) -> bool:
     from models.bundle import BundleError
 
-    return isinstance(error, (ValueError, BundleError, FileNotFoundError))
+    paths = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+    session = sys.modules.get("models.session")  # not to be imported without ONNX Runtime
+    device = () if session is None else (session.DeviceError,)
+    return isinstance(error, (ValueError, BundleError, *paths, *device))
 
 
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0] if lines else "no message; --debug shows where"
 
 
 if __name__ == "__main__":

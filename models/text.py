@@ -20,13 +20,15 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 # Han, Hiragana, Katakana and Thai are written without blanks: each character counts as one word
-# (with the marks and modifiers that belong to it) until better segmentation exists.
+# (with the marks that belong to it) until better segmentation exists.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}"
 _INNER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]"
 _WORD = regex.compile(
     rf"[{_UNSPACED}]\p{{M}}*"  # one character of an unspaced script
     rf"|{_INNER}+(?:['’-]{_INNER}+)*"  # letters, marks, digits; ' ’ - only inside
-    r"|\S",  # every other non-blank character by itself
+    # Every other character by itself that `str.isspace` does not call blank, as in `check_text`;
+    # the information separators are blank there and not in \s.
+    r"|[^\s\x1c-\x1f]",
     flags=regex.V1,
 )
 
@@ -85,7 +87,7 @@ def split_words(text: str) -> list[Word]:
 
     A word is a maximal run of letters, marks and digits with word-internal `'`, `’` or `-`
     (don't, re-imagining); every other non-blank character is a word of its own; each Han,
-    Hiragana, Katakana or Thai character is one word.
+    Hiragana, Katakana or Thai character is one word. Blank is what `str.isspace` says.
     """
     return [Word(match.start(), match.end(), match.group()) for match in _WORD.finditer(text)]
 
@@ -99,8 +101,13 @@ class TextEncoder:
         max_tokens: longest window in tokens, special tokens included; at least 8.
         overlap: tokens shared by neighbouring windows at the least; 0 <= overlap < half a window.
 
+    Attributes:
+        mask_token: the text of the mask token, `mask_id` its id.
+        pad_id: id of the padding token.
+        special_tokens: how many special tokens each window carries.
+
     Raises:
-        ValueError: when a number is out of range or the tokenizer has no mask token.
+        ValueError: when a number is out of range, or the tokenizer has no mask or padding token.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, max_tokens: int = 512, overlap: int = 32) -> None:
@@ -114,6 +121,7 @@ class TextEncoder:
         self.mask_token, self.mask_id = _special(tokenizer, "[MASK]", "<mask>")
         _, self.pad_id = _special(tokenizer, "[PAD]", "<pad>")
         self._prefix, self._suffix = _special_ends(tokenizer)
+        self.special_tokens = len(self._prefix) + len(self._suffix)
 
     @classmethod
     def from_json(cls, tokenizer_json: str, *, max_tokens: int, overlap: int) -> TextEncoder:
@@ -151,12 +159,12 @@ class TextEncoder:
         Returns:
             int64 [tokens].
         """
-        kept = np.append(keep, True)[window.word_index]  # -1 reads the True at the end
+        kept = keep[window.word_index] | (window.word_index < 0)
         return np.where(kept, window.input_ids, self.mask_id)
 
     def _windows(self, ids: IntArray, pieces: IntArray) -> list[Window]:
         """Cuts pieces into windows of equal length that overlap by at least `self.overlap`."""
-        body = self.max_tokens - len(self._prefix) - len(self._suffix)
+        body = self.max_tokens - self.special_tokens
         starts = np.zeros(1, dtype=np.int64)
         if len(ids) > body:
             count = -(-(len(ids) - self.overlap) // (body - self.overlap))

@@ -14,10 +14,17 @@ _COLOURS = {  # ANSI: blue supports, orange opposes; bold is high
     ("opposes", "low"): "33",
 }
 _MARKS = {"supports": "+", "opposes": "-"}
+# A terminal obeys control characters; only line ends and tabs may pass, others are pictured.
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(0x7F, 0xA0), 0xFFFD),
+    0x7F: 0x2421,
+}
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 1.1rem/1.9 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto; padding: 0 1rem }}
+body {{ font: 1.1rem/1.9 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto }}
+body {{ padding: 0 1rem }}
 p {{ white-space: pre-wrap; overflow-wrap: anywhere }}
 mark {{ border-radius: .2em; padding: .1em .15em }}
 mark.supports {{ background: #c9defa }} mark.supports.high {{ background: #7fb2f2 }}
@@ -35,15 +42,18 @@ def to_terminal(explanation: Explanation, *, colour: bool) -> str:
     Args:
         explanation: to show.
         colour: True marks with ANSI colours, False with `[+…]` and `[-…]`.
+
+    Returns:
+        Lines without a final line feed; control characters of the text are pictured.
     """
     head = f"{explanation.label} {explanation.score:.3f}"
     if explanation.target != explanation.label:
         head += f" (words for {explanation.target})"
     pieces, last = [], 0
     for span in explanation.rationale:
-        pieces += [explanation.text[last : span.start], _mark(span, colour)]
+        pieces += [explanation.text[last : span.start].translate(_PICTURES), _mark(span, colour)]
         last = span.end
-    return f"{head}\n{''.join(pieces)}{explanation.text[last:]}"
+    return f"{head}\n{''.join(pieces)}{explanation.text[last:].translate(_PICTURES)}"
 
 
 def to_page(explanation: Explanation) -> str:
@@ -58,7 +68,8 @@ def to_page(explanation: Explanation) -> str:
 
 
 def _mark(span: Span, colour: bool) -> str:
+    text = span.text.translate(_PICTURES)
     if not colour:
-        return f"[{_MARKS.get(span.effect, '')}{span.text}]"
+        return f"[{_MARKS.get(span.effect, '')}{text}]"
     code = _COLOURS.get((span.effect, span.strength), "0")
-    return f"\x1b[{code}m{span.text}\x1b[0m"
+    return f"\x1b[{code}m{text}\x1b[0m"
