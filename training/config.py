@@ -96,7 +96,9 @@ class Student:
     labelling: float = 0.5
     decode: Literal["regression", "ranking", "labelling"] = "regression"  # head that gives weights
     fit: Optimization = field(
-        default_factory=lambda: Optimization(epochs=8, learning_rate=1e-3, patience=8)
+        default_factory=lambda: Optimization(
+            epochs=8, learning_rate=1e-3, patience=8, precision="fp32"
+        )
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def to_onnx(fused: FusedModel) -> bytes:
     model = program.model_proto
     _strip(model)
     _branch(model)
-    _store_half(model)
+    _store_half(model, {name for name, _ in fused.named_parameters()})
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -229,11 +229,14 @@ def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
             field[place] = names.get(name, name)
 
 
-def _store_half(model: onnx.ModelProto) -> None:
-    """Stores weight matrices in fp16; a Cast restores fp32, folded away when a runtime loads."""
+def _store_half(model: onnx.ModelProto, parameters: Set[str]) -> None:
+    """Stores weight matrices in fp16; a Cast restores fp32, folded away when a runtime loads.
+
+    Only parameters: a constant of the architecture, such as a mask of -3e38, would overflow.
+    """
     casts, names = [], {}
     for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+        if tensor.name in parameters and len(tensor.dims) > 1:
             half = numpy_helper.to_array(tensor).astype(np.float16)
             tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
             names[tensor.name] = f"{tensor.name}.fp32"

@@ -69,8 +69,8 @@ def train(recipe: Recipe, run: Path) -> None:
         example for source in recipe.data.train for example in _read(recipe, source) * source.repeat
     ]
     validation = {
-        source.path: encode_examples(black_box, _read(recipe, source))
-        for source in recipe.data.validation
+        f"{row}:{source.path}": encode_examples(black_box, _read(recipe, source))
+        for row, source in enumerate(recipe.data.validation)
     }
     progress = fit(
         black_box,
@@ -214,9 +214,9 @@ def chunk_texts(recipe: Recipe, black_box: HuggingFaceBlackBox, part: str) -> di
     sources: Sequence[DataSource] = getattr(recipe.data, part)
     lengths = recipe.attribution.chunk_tokens
     texts: dict[str, str] = {}
-    for source in sources:
+    for number, source in enumerate(sources):
         chunks = [
-            (f"{source.path}:{example.id}:{place}", chunk)
+            (f"{number}:{source.path}:{example.id}:{place}", chunk)
             for row, example in enumerate(_read(recipe, source))
             for place, chunk in enumerate(
                 cut(example.text, black_box.encoder, lengths[row % len(lengths)])

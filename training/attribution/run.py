@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,9 @@ def attribute_texts(
         documents = [black_box.encoder.encode(text) for text in bodies[part]]
         targets = training_targets(black_box, documents, seed)
         found = explain(black_box, documents, targets, budget=budget, seed=seed)
-        store.write(
-            number,
-            (
-                {**to_record(record), "id": name}
-                for name, record in zip(names[part], found, strict=True)
-            ),
-        )
-    return [from_record(record) for record in store.read(shards)]
+        store.write(number, map(to_record, found))
+    # The store is keyed by texts; what a text is called is the caller's affair.
+    return [
+        dataclasses.replace(from_record(record), id=name)
+        for name, record in zip(names, store.read(shards), strict=True)
+    ]

@@ -57,4 +57,4 @@ def _label(value: Any, names: list[str] | None, place: str) -> str:
     # The hub marks a row without a label by -1 or None.
     if value is None or not 0 <= value < len(names):
         raise DataError(f"{place} has no label; choose another split")
-    return names[value]
+    return str(names[value])

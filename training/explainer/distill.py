@@ -90,7 +90,6 @@ def distill(
     scale = float(np.std(np.concatenate([lesson.weights for lesson in train])))
     network = ExplainerNetwork(network_config(black_box, settings, scale))
     black_box.model.requires_grad_(False)
-    black_box.precision = settings.fit.precision
 
     def batches(epoch: int) -> list[LessonBatch]:
         return make_batches(black_box, train, settings.fit, scale, (seed, epoch))
@@ -201,7 +200,8 @@ def read_states(
         return batch.input_ids
     with torch.no_grad(), black_box.autocast():
         states = black_box.hidden_states(batch.input_ids, batch.attention_mask)
-    return select_states(states, network.config.reads)
+    # The student is small and its losses compare close scores: it computes in fp32, as served.
+    return select_states(states, network.config.reads).float()
 
 
 def lesson_loss(

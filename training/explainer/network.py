@@ -95,6 +95,7 @@ class ExplainerNetwork(nn.Module):
             self.norm_input = nn.LayerNorm(config.input_width)
             self.project = nn.Linear(config.input_width, width)
         self.label = nn.Embedding(config.classes, width)
+        self.ends = nn.Embedding(2, width)  # tells the first label token from the last
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.dropout) for _ in range(config.blocks)
         )
@@ -116,7 +117,8 @@ class ExplainerNetwork(nn.Module):
         """
         x = self._embed(inputs)
         label = self.label(target)[:, None, :].to(x.dtype)
-        x = torch.cat([label, x, label], dim=1)
+        first, last = self.ends.weight.to(x.dtype)
+        x = torch.cat([label + first, x, label + last], dim=1)
         mask = functional.pad(attention_mask, (1, 1), value=1)
         bias = (1.0 - mask[:, None, None, :].to(torch.float32)) * -1e4
         for block in self.blocks:

@@ -1,0 +1,189 @@
+"""Recipes: what they may say, and one line for what they may not."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from training.config import DataSource, Optimization, RecipeError, read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = """
+name = "small"
+[data]
+labels = ["NEG", "POS"]
+[[data.train]]
+path = "train.tsv"
+[[data.validation]]
+path = "dev.tsv"
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a recipe from its text."""
+
+    def read_text(text, *overrides):
+        path = tmp_path / "small.toml"
+        path.write_text(text, encoding="utf-8")
+        return read_recipe(path, overrides)
+
+    return read_text
+
+
+def refusal(read, text, *overrides):
+    with pytest.raises(RecipeError) as caught:
+        read(text, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_short_recipe_has_defaults(read):
+    recipe = read(SMALL)
+    assert recipe.name == "small"
+    assert recipe.data.labels == ("NEG", "POS")
+    assert recipe.data.train == (DataSource(path="train.tsv"),)
+    assert recipe.data.train[0].split == "train"
+    assert recipe.blackbox.fit == Optimization()
+    assert recipe.explainer.fit.epochs == 8
+    assert recipe.evaluation == {}
+
+
+def test_every_kind_of_value_is_read(recipe):
+    assert recipe.seed == 3
+    assert recipe.attribution.chunk_tokens == (24, 32)
+    assert recipe.blackbox.fit.learning_rate == 3e-3
+    assert recipe.data.train[0].label_map == {"0": "NEG", "1": "POS"}
+    assert recipe.data.train[0].limit is None
+    [dev] = recipe.evaluation.values()
+    assert dev.teachers == {"lime": 20, "occlusion": 0}
+    assert dev.limit == 8
+    assert dev.source.path == "dev.tsv"
+
+
+def test_a_recipe_cannot_be_changed(recipe):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.seed = 4
+
+
+def test_a_recipe_becomes_plain_json_and_says_everything(recipe):
+    stored = json.loads(json.dumps(recipe.to_dict()))
+    assert stored["data"]["train"][0]["label_map"] == {"0": "NEG", "1": "POS"}
+    assert stored["blackbox"]["fit"]["clip"] == 1.0
+    assert set(stored) == {part.name for part in dataclasses.fields(recipe)}
+
+
+def test_a_whole_number_may_stand_for_a_float(read):
+    recipe = read(SMALL + "[blackbox]\nmask_share = 1\n")
+    assert recipe.blackbox.mask_share == 1.0
+    assert type(recipe.blackbox.mask_share) is float
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.toml")))
+def test_the_shipped_recipes_are_recipes(path):
+    recipe = read_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.description
+    assert recipe.licence
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("seed=7", lambda recipe: recipe.seed == 7),
+        ("data.root=/data/of mine", lambda recipe: recipe.data.root == "/data/of mine"),
+        ('data.root="/data"', lambda recipe: recipe.data.root == "/data"),
+        ("blackbox.fit.epochs=1", lambda recipe: recipe.blackbox.fit.epochs == 1),
+        ("blackbox.fit.learning_rate=1e-4", lambda r: r.blackbox.fit.learning_rate == 1e-4),
+        ("attribution.chunk_tokens=[64, 128]", lambda r: r.attribution.chunk_tokens == (64, 128)),
+        ("explainer.reads=own", lambda recipe: recipe.explainer.reads == "own"),
+        ("data.labels=['a', 'b']", lambda recipe: recipe.data.labels == ("a", "b")),
+        ("description=a = b", lambda recipe: recipe.description == "a = b"),
+    ],
+)
+def test_an_override_wins(read, override, value):
+    assert value(read(SMALL, override))
+
+
+def test_the_last_override_wins(read):
+    assert read(SMALL, "seed=1", "seed=2").seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed", ["--set seed", "key=value"]),
+        ("seed=yes", ["seed", "'yes'", "expected int"]),
+        ("seed=true", ["seed", "expected int"]),
+        ("name=3", ["name", "expected str"]),
+        ("sede=3", ["unknown key 'sede'", "seed"]),
+        ("blackbox.fit.epoch=3", ["blackbox: fit", "unknown key 'epoch'", "epochs"]),
+        ("name.of.all=1", ["--set name.of.all", "name is not a table"]),
+        ("data.train.0.path=a", ["train is not a table"]),
+        ("explainer.reads=most", ["explainer: reads", "'most'", "all", "own"]),
+        ("blackbox.fit.precision=fp16", ["precision", "'fp16'", "bf16"]),
+        ("attribution.chunk_tokens=64", ["chunk_tokens", "64"]),
+        ("attribution.chunk_tokens=['a']", ["chunk_tokens[0]", "expected int"]),
+        ("data.train='a.tsv'", ["train", "'a.tsv'"]),
+        ("data.train=['a.tsv']", ["train[0]", "'a.tsv'", "expected dict"]),
+        ("evaluation.dev.limit=3", ["evaluation.dev lacks 'source'"]),
+        ("=1", ["unknown key ''"]),
+    ],
+)
+def test_a_wrong_override_is_named(read, override, words):
+    message = refusal(read, SMALL, override)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('name = "small"\n', "", ["small.toml lacks 'name'"]),
+        ('path = "train.tsv"', 'pahth = "train.tsv"', ["data: train[0]", "'pahth'", "path"]),
+        ('path = "train.tsv"', 'split = "train"', ["data: train[0] lacks 'path'"]),
+        ('labels = ["NEG", "POS"]', "", ["data lacks 'labels'"]),
+        ('labels = ["NEG", "POS"]', 'labels = ["NEG"]', ["labels", "at least two"]),
+        ('labels = ["NEG", "POS"]', 'labels = ["NEG", "NEG"]', ["labels", "different"]),
+        ('[[data.train]]\npath = "train.tsv"', "train = []", ["data: train", "at least one"]),
+        ('"small"', '"../elsewhere"', ["name", "plain folder name"]),
+        ('"small"', '".."', ["name", "plain folder name"]),
+        ('"small"', '""', ["name", "plain folder name"]),
+        ('path = "train.tsv"', 'path = "train.tsv"\nlimit = 0', ["limit", "at least 1"]),
+        ('path = "train.tsv"', 'path = "train.tsv"\nrepeat = 0', ["repeat", "at least 1"]),
+        ('path = "train.tsv"', 'path = "a.tsv"\nlabel_map = { 0 = 1 }', ["label_map.0", "str"]),
+        ('name = "small"', 'name = "small', ["small.toml is not TOML", "line 2"]),
+        ('name = "small"', "name", ["small.toml is not TOML"]),
+    ],
+)
+def test_a_wrong_recipe_is_named(read, old, new, words):
+    assert old in SMALL
+    message = refusal(read, SMALL.replace(old, new))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("tokens", ["[]", "[64, 4]"])
+def test_chunks_must_hold_something(read, tokens):
+    assert "at least 8" in refusal(read, SMALL, f"attribution.chunk_tokens={tokens}")
+
+
+def test_a_missing_recipe_says_where_there_are_some(tmp_path):
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(RecipeError, match=r"no recipe at .* training/recipes"):
+            read_recipe(path)
+
+
+def test_a_recipe_may_start_with_a_byte_order_mark_and_have_windows_line_ends(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", "\r\n").encode())
+    assert read_recipe(path).name == "small"
+
+
+def test_a_recipe_in_another_encoding_is_refused(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_bytes('name = "café"\n'.encode("latin-1"))
+    with pytest.raises(RecipeError, match="is not TOML"):
+        read_recipe(path)
