@@ -1,16 +1,25 @@
 """A tiny BERT, tiny labelled data and a tiny recipe, so that every stage runs in seconds."""
 
 import json
+import logging
 import random
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from models.text import TextEncoder
+from models.bundle import Bundle
+from models.text import BoolArray, Document, FloatArray, TextEncoder
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.config import Recipe, read_recipe
+from training.config import Recipe, Student, read_recipe
+from training.data import Example
+from training.explainer.distill import network_config
+from training.explainer.network import ExplainerNetwork
+from training.release import assemble
 
 GOOD = ("great", "wonderful", "moving", "funny", "clever", "loved")
 BAD = ("awful", "terrible", "dull", "boring", "weak", "hated")
@@ -38,8 +47,10 @@ label_map = {{ 0 = "NEG", 1 = "POS" }}
 checkpoint = "{checkpoint}"
 max_tokens = 32
 overlap = 4
+mask_share = 0.25
 [blackbox.fit]
-epochs = 4
+epochs = 7
+patience = 7
 learning_rate = 3e-3
 batch_rows = 16
 precision = "fp32"
@@ -86,6 +97,12 @@ def sentences(count: int, seed: int) -> list[tuple[str, int]]:
     return rows
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """For networks this small a second thread costs more than it saves."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_json: str) -> Path:
     """A folder as `save_pretrained` writes it: a random BERT of two narrow layers."""
@@ -99,7 +116,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_jso
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=512,
-        num_labels=2,
         hidden_dropout_prob=0.1,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
@@ -145,3 +161,142 @@ def recipe(recipe_path: Path) -> Recipe:
 def encoder(tiny_tokenizer_json: str) -> TextEncoder:
     """The tiny tokenizer with windows of 16 tokens."""
     return TextEncoder.from_json(tiny_tokenizer_json, max_tokens=16, overlap=4)
+
+
+class LinearBlackBox:
+    """A classifier whose every answer is a sum: each word contributes what `value_of` says.
+
+    The log-odds of POS are `bias` plus the contributions of the words that are kept.
+    """
+
+    labels = ("NEG", "POS")
+
+    def __init__(
+        self, encoder: TextEncoder, value_of: Callable[[int, str], float], bias: float = 0.0
+    ) -> None:
+        self.encoder = encoder
+        self.value_of = value_of
+        self.bias = bias
+        self.calls: list[int] = []  # copies in each call
+
+    def contributions(self, document: Document) -> FloatArray:
+        """What each word adds to the log-odds of POS, float64 [words]."""
+        words = enumerate(document.words)
+        return np.array([self.value_of(place, word.text.lower()) for place, word in words])
+
+    def logits(
+        self, documents: Sequence[Document], keep: Sequence[BoolArray] | None = None
+    ) -> FloatArray:
+        """See `BlackBox.logits`."""
+        self.calls.append(len(documents))
+        known = {id(document): self.contributions(document) for document in documents}
+        rows = np.zeros((len(documents), 2))
+        for row, document in enumerate(documents):
+            values = known[id(document)]
+            kept = values if keep is None else values[keep[row]]
+            rows[row] = 0.25, 0.25 + self.bias + kept.sum()
+        return rows
+
+
+@pytest.fixture
+def linear_black_box(encoder: TextEncoder, tiny_values: dict[str, float]) -> LinearBlackBox:
+    """Adds up the values of tests/conftest.py, whole words only: `great` 1.5, `dull` -0.75."""
+    return LinearBlackBox(encoder, lambda _, word: tiny_values.get(word, 0.0), bias=0.125)
+
+
+@pytest.fixture
+def placed_black_box(encoder: TextEncoder) -> LinearBlackBox:
+    """Only the place of a word counts: 1, -0.5, 0.25 and again."""
+    return LinearBlackBox(encoder, lambda place, _: (1.0, -0.5, 0.25)[place % 3])
+
+
+@pytest.fixture(scope="session")
+def lively_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The tiny BERT with weights so large that its answers depend on every word."""
+    folder = tmp_path_factory.mktemp("lively")
+    black_box = HuggingFaceBlackBox.from_checkpoint(
+        str(tiny_checkpoint), ("NEG", "POS"), max_tokens=32, overlap=4
+    )
+    scale_up(black_box.model)
+    black_box.save(folder)
+    return folder
+
+
+@pytest.fixture
+def lively_black_box(lively_checkpoint: Path) -> HuggingFaceBlackBox:
+    """The lively BERT as a black box, windows of 32 tokens."""
+    return load_lively(lively_checkpoint)
+
+
+def load_lively(folder: Path) -> HuggingFaceBlackBox:
+    """Loads the lively BERT; what a test does to it stays in that test."""
+    return HuggingFaceBlackBox.from_checkpoint(
+        str(folder), ("NEG", "POS"), max_tokens=32, overlap=4
+    )
+
+
+def scale_up(module: nn.Module) -> None:
+    """Scales matrices from BERT's 0.02 to what a trained model has, relative to its width."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8.0)
+
+
+@pytest.fixture
+def enliven() -> Callable[[nn.Module], None]:
+    """Makes a fresh model's answers depend on every word."""
+    return scale_up
+
+
+def new_network(
+    black_box: HuggingFaceBlackBox, reads: str, decode: str = "regression"
+) -> ExplainerNetwork:
+    """A seeded untrained explainer for a black box."""
+    torch.manual_seed(1)
+    settings = Student(reads=reads, width=16, decode=decode)  # type: ignore[arg-type]
+    return ExplainerNetwork(network_config(black_box, settings, scale=0.75)).eval()
+
+
+@pytest.fixture(scope="session")
+def load_black_box(lively_checkpoint: Path) -> Callable[[], HuggingFaceBlackBox]:
+    """Loads the lively BERT as often as a test wants."""
+    return lambda: load_lively(lively_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make_network() -> Callable[..., ExplainerNetwork]:
+    """Makes an untrained explainer of a black box: `make_network(black_box, reads, decode)`."""
+    return new_network
+
+
+@pytest.fixture(scope="session")
+def quiet_exporter() -> Iterator[None]:
+    """Keeps the exporter from formatting megabytes of debug lines that pytest would collect."""
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def torch_bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+    lively_checkpoint: Path,
+    recipe: Recipe,
+    quiet_exporter: None,
+) -> Bundle:
+    """A bundle made from torch modules: the lively BERT and an untrained explainer of it."""
+    black_box = load_lively(lively_checkpoint)
+    names = black_box.labels
+    validation = [
+        Example(str(row), text, names[label]) for row, (text, label) in enumerate(sentences(12, 5))
+    ]
+    return assemble(
+        black_box,
+        new_network(black_box, "all", "regression"),
+        validation,
+        recipe=recipe,
+        times={},
+        versions={},
+        path=tmp_path_factory.mktemp("bundles") / "torch",
+    )
