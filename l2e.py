@@ -214,6 +214,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     from training import commands
 
     if options.recipe is not None:
+        if options.data is not None or options.json is not None:
+            raise ValueError(
+                "a recipe says what to evaluate on and where to write: leave out "
+                "--data and --json, or the RECIPE.toml"
+            )
         return commands.run_recipe(options.recipe, options.set, options.runs, "evaluate")
     return commands.evaluate_bundle(options)
 

@@ -170,13 +170,16 @@ class Explainer:
             for document, answer, wanted in zip(documents, answers, targets, strict=True)
         ]
 
-    def predict(self, texts: Sequence[str]) -> list[Explanation]:
+    def predict(
+        self, texts: Sequence[str], target: str | Sequence[str | None] | None = None
+    ) -> list[Explanation]:
         """Label each text without explaining: as `explain`, with no words and no rationale."""
         documents = self._encode_all(texts)
+        targets = self._targets(target, len(documents))
         logits = self.logits(documents)
         return [
-            self._label(document, of_document, PREDICTED)
-            for document, of_document in zip(documents, logits, strict=True)
+            self._label(document, of_document, wanted)
+            for document, of_document, wanted in zip(documents, logits, targets, strict=True)
         ]
 
     def verify(self, explanation: Explanation) -> dict[str, float]:

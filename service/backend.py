@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from enum import Enum
 
@@ -53,6 +54,7 @@ class Backend:
         self.bad_input = False  # whether that was the bundle's or a setting's fault
         self._explainer = explainer
         self._runner: Runner | None = None
+        self._closed_at: float | None = None  # of time.monotonic()
 
     async def start(self) -> None:
         """Loads, checks and warms up; a failure becomes the phase, not an exception."""
@@ -79,10 +81,14 @@ class Backend:
         """Takes no more requests and answers those in the line."""
         self.drain()
         if self._runner is not None:
-            await asyncio.to_thread(self._runner.stop, self.settings.drain_timeout)
+            # The same seconds as for the server's own requests, not as many again.
+            spent = 0.0 if self._closed_at is None else time.monotonic() - self._closed_at
+            left = max(0.0, self.settings.drain_timeout - spent)
+            await asyncio.to_thread(self._runner.stop, left)
 
     def close(self) -> None:
         """Takes no more requests."""
+        self._closed_at = time.monotonic()
         self.drain()
         if self._runner is not None:
             self._runner.close()

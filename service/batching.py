@@ -223,9 +223,9 @@ class Runner:
 
     def _explain(self, queries: Sequence[Query], wish: Wish) -> list[Outcome]:
         texts = [query.text for query in queries]
-        if not wish.explain:
-            return [Reply(explanation) for explanation in self._explainer.predict(texts)]
         targets = [query.target for query in queries]
+        if not wish.explain:
+            return [Reply(explanation) for explanation in self._explainer.predict(texts, targets)]
         explanations = self._explainer.explain(texts, targets, max_words=wish.max_words)
         if not wish.verify:
             return [Reply(explanation) for explanation in explanations]

@@ -28,7 +28,9 @@ def build_router(openapi: Mapping[str, Any]) -> APIRouter:
         openapi: the OpenAPI document, which `/docs` shows.
     """
     router = APIRouter(include_in_schema=False)
-    files = {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.is_file()}
+    files = {
+        path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _MEDIA_TYPES
+    }
     methods = ["GET", "HEAD"]
 
     def answer(name: str) -> Response:

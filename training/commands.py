@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.explainer import Explainer
-from training.attribution.run import teacher_named
+from training.attribution.run import BUDGETED, teacher_named
 from training.config import DataSource, Recipe, read_recipe
 from training.data import load
 from training.evaluation.efficiency import measure_speed
@@ -59,7 +59,7 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
         obtain="give the path of a file or folder with --data",
     )
     setting = Setting(
-        teachers=dict.fromkeys(options.teacher, options.budget),
+        teachers=with_budgets(options.teacher, options.budget),
         limit=options.limit,
         seed=options.seed,
         precision=native_precision() if options.precision == "auto" else options.precision,
@@ -72,16 +72,21 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """`l2e bench`."""
-    teachers = {name.strip(): options.budget for name in options.against.split(",") if name.strip()}
-    for name in teachers:
+    names = [name.strip() for name in options.against.split(",") if name.strip()]
+    for name in names:
         teacher_named(name)
     if options.repeats < 1:
         raise ValueError(f"--repeats {options.repeats}: give at least 1")
     _prepare()
     explainer = Explainer.load(options.bundle)
-    result = measure_speed(explainer, teachers, options.repeats)
+    result = measure_speed(explainer, with_budgets(names, options.budget), options.repeats)
     _report(result, options.json, format_speed)
     return 0
+
+
+def with_budgets(teachers: Sequence[str], budget: int) -> dict[str, int]:
+    """Gives each teacher its budget; 0 where the text decides how much is spent."""
+    return {name: budget if name in BUDGETED else 0 for name in teachers}
 
 
 def parse_label_map(text: str) -> Mapping[str, str]:

@@ -108,11 +108,16 @@ class Loop(Generic[Batch]):
             group["lr"] = rate
         with autocast(self.settings.precision):
             loss = self.loss(batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{self.what}: the loss is {value} in epoch {epoch + 1}; lower the learning rate"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item()
+        return value
 
     def _groups(self) -> list[dict[str, Any]]:
         # Decay pulls weights towards zero; for biases and norms that is not a prior anyone wants.

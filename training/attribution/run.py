@@ -19,6 +19,9 @@ TEACHERS: Mapping[str, Teacher] = {
     "occlusion": occlusion.attribute,
 }
 
+# The others spend what the text takes and ignore a budget.
+BUDGETED = frozenset({"integrated_gradients", "lime"})
+
 
 def teacher_named(name: str) -> Teacher:
     """Returns a teacher.

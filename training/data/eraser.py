@@ -56,7 +56,10 @@ def _read_line(directory: Path, where: str, line: str) -> Example:
         raise DataError(
             f"{where} draws evidence from {len(names)} documents; only one is supported"
         )
-    document = directory / "docs" / (names.pop() if names else identifier)
+    folder = directory / "docs"
+    document = folder / (names.pop() if names else identifier)
+    if not document.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{where} names a document outside {folder}; repair the line")
     if not document.is_file():
         raise DataError(f"{where} names {document}, which does not exist; restore the docs folder")
     text = _read_text(document)
