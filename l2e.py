@@ -141,7 +141,11 @@ def _add_evaluate(verbs: Any) -> None:
         "--label-map", default="", metavar="0=NEG,1=POS", help="from the file's labels to ours"
     )
     parser.add_argument(
-        "--teacher", action="append", default=[], help="compare with a teacher; may be repeated"
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="NAME[=BUDGET]",
+        help="compare with lime, integrated_gradients or occlusion; may be repeated",
     )
     parser.add_argument(
         "--budget", type=int, default=200, metavar="N", help="black-box evaluations of a teacher"

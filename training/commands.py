@@ -46,8 +46,7 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag} {value}: give at least 1")
-    for name in options.teacher:
-        teacher_named(name)
+    teachers = with_budgets(options.teacher, options.budget)
     _prepare()
     explainer = Explainer.load(options.bundle)
     source = DataSource(
@@ -59,7 +58,7 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
         obtain="give the path of a file or folder with --data",
     )
     setting = Setting(
-        teachers=with_budgets(options.teacher, options.budget),
+        teachers=teachers,
         limit=options.limit,
         seed=options.seed,
         precision=native_precision() if options.precision == "auto" else options.precision,
@@ -72,21 +71,35 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """`l2e bench`."""
-    names = [name.strip() for name in options.against.split(",") if name.strip()]
-    for name in names:
-        teacher_named(name)
+    names = [name for name in options.against.split(",") if name.strip()]
+    teachers = with_budgets(names, options.budget)
     if options.repeats < 1:
         raise ValueError(f"--repeats {options.repeats}: give at least 1")
     _prepare()
     explainer = Explainer.load(options.bundle)
-    result = measure_speed(explainer, with_budgets(names, options.budget), options.repeats)
+    result = measure_speed(explainer, teachers, options.repeats)
     _report(result, options.json, format_speed)
     return 0
 
 
 def with_budgets(teachers: Sequence[str], budget: int) -> dict[str, int]:
-    """Gives each teacher its budget; 0 where the text decides how much is spent."""
-    return {name: budget if name in BUDGETED else 0 for name in teachers}
+    """Gives each teacher its budget, 0 where the text decides how much is spent.
+
+    Args:
+        teachers: `NAME` or `NAME=BUDGET`.
+        budget: of those that name none.
+
+    Raises:
+        ValueError: on an unknown teacher or a budget that is no number.
+    """
+    found = {}
+    for given in teachers:
+        name, equals, own = given.strip().partition("=")
+        teacher_named(name)
+        if equals and not own.isdecimal():
+            raise ValueError(f"--teacher {given}: write NAME or NAME=BUDGET")
+        found[name] = (int(own) if equals else budget) if name in BUDGETED else 0
+    return found
 
 
 def parse_label_map(text: str) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from l2e import main
-from training.commands import parse_label_map
+from training.commands import parse_label_map, with_budgets
 from training.config import RecipeError
 from training.runtime import progress
 
@@ -157,3 +157,14 @@ def test_quick_work_is_one_line_and_no_work_none(capsys):
     assert [*progress(range(3), total=3, what="steps")] == [0, 1, 2]
     assert [*progress([], total=3, done=3, what="others")] == []
     assert capsys.readouterr().err.splitlines() == ["steps: 3/3 in 0:00:00"]
+
+
+def test_teachers_carry_their_own_budgets():
+    found = with_budgets(["lime=500", "occlusion", "integrated_gradients"], 20)
+    assert found == {"lime": 500, "occlusion": 0, "integrated_gradients": 20}
+
+
+@pytest.mark.parametrize("given", ["tarot", "lime=", "lime=many", "lime=-3"])
+def test_a_teacher_that_cannot_be_used_is_refused(given):
+    with pytest.raises(ValueError, match=r"teacher"):
+        with_budgets([given], 20)

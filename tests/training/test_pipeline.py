@@ -81,6 +81,7 @@ def test_stages_out_of_order_say_which_comes_first(recipe_path, tmp_path):
         ("blackbox/checkpoint.pt", "training"),
         ("attributions/train/00001.jsonl", "attribution"),
         ("explainer/checkpoint.pt", "distillation"),
+        ("explainer/metrics.json", "export"),
         ("evaluation", "evaluation"),
     ],
 )
