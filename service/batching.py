@@ -40,7 +40,9 @@ class TextExplainer(Protocol):
     ) -> list[Explanation]:
         """Labels with rationales."""
 
-    def predict(self, texts: Sequence[str]) -> list[Explanation]:
+    def predict(
+        self, texts: Sequence[str], target: str | Sequence[str | None] | None = None
+    ) -> list[Explanation]:
         """Labels only."""
 
     def verify(self, explanation: Explanation) -> Mapping[str, float]:

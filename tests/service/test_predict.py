@@ -86,6 +86,11 @@ def test_label_only(client):
     assert answer["rationale"] == []
 
 
+def test_label_only_keeps_the_target(client):
+    answer = ask(client, text="A great story.", explain=False, target="NEG")
+    assert (answer["label"], answer["target"]) == ("POS", "NEG")
+
+
 def test_verify_says_what_masking_does(client):
     verified = ask(client, text="A great story.", verify=True)["verify"]
     assert set(verified) == {"comprehensiveness", "sufficiency", "log_odds_drop"}

@@ -42,7 +42,7 @@ def test_the_card_holds_the_evaluation_and_times_are_apart(finished):
     assert card["n_explained"] == 8
     assert "ms_per_text" not in card["explainer"]
     assert manifest.times["evaluation"]["dev"]["explainer"]["ms_per_text"] > 0
-    assert manifest.card["validation"]["accuracy"] > 0.9
+    assert manifest.card["validation"]["accuracy"] > 0.8
 
 
 def test_both_torch_modules_are_rebuilt_from_the_bundle(finished):

@@ -1,0 +1,36 @@
+"""The README quotes the files in docs/results, and nothing older than them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.evaluation.report import summary, to_markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUOTED = re.findall(r"<!-- results: (\S+\.json) -->", README)
+
+
+def test_the_readme_quotes_results():
+    assert {Path(name).name for name in QUOTED} >= {"sst2_dev.json", "movies_val.json"}
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_a_table_of_the_readme_is_that_of_its_file(name):
+    result = json.loads((ROOT / name).read_text(encoding="utf-8"))
+    section = README.partition(f"<!-- results: {name} -->")[2]
+    assert section.lstrip().startswith(summary(result))
+    assert to_markdown(result) in section
+
+
+def test_every_quoted_command_line_flag_exists():
+    from l2e import build_parser
+
+    parser: Any = build_parser()  # argparse publishes no list of its options
+    [verbs] = parser._subparsers._group_actions
+    known = {flag for verb in verbs.choices.values() for flag in verb._option_string_actions}
+    commands = " ".join(re.findall(r"l2e [^`\n]*(?:\n--[^`\n]*)?", README))
+    assert set(re.findall(r"(?<=\s)--[a-z][a-z-]*", commands)) - {"--build", "--build-arg"} <= known
