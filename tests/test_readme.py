@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from training.evaluation.report import summary, to_markdown
+from training.evaluation.report import speed_to_markdown, summary, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +24,11 @@ def test_a_table_of_the_readme_is_that_of_its_file(name):
     section = README.partition(f"<!-- results: {name} -->")[2]
     assert section.lstrip().startswith(summary(result))
     assert to_markdown(result) in section
+
+
+def test_the_speed_table_is_that_of_its_file():
+    result = json.loads((ROOT / "docs/results/speed.json").read_text(encoding="utf-8"))
+    assert speed_to_markdown(result) in README
 
 
 def test_every_quoted_command_line_flag_exists():
