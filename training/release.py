@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ class ParityError(RuntimeError):
     """The exported graph does not compute what the torch modules compute."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A graph that has passed its checks, and what they found.
+
+    Attributes:
+        model: the serialised graph.
+        session: the graph in ONNX Runtime on the CPU.
+        logits: float64 [validation texts, classes], from the graph.
+        agreement: share of validation labels that fp16 storage leaves as they were.
+        difference: largest absolute difference from the torch modules.
+    """
+
+    model: bytes
+    session: OnnxSession
+    logits: FloatArray
+    agreement: float
+    difference: float
+
+
 def assemble(
     black_box: HuggingFaceBlackBox,
     network: ExplainerNetwork,
@@ -59,26 +79,12 @@ def assemble(
         ParityError: when graph and modules differ.
     """
     started = time.monotonic()
-    fused = FusedModel(black_box.model, network)
-    model = to_onnx(fused)
     encoder = black_box.encoder
-    documents = [encoder.encode(example.text) for example in validation]
+    exported = export_checked(black_box, network, [example.text for example in validation])
     gold = np.array([black_box.labels.index(example.label) for example in validation])
-    black_box.precision = "fp32"
-    unrounded = black_box.logits(documents)
-    round_weights(fused)
-    session = OnnxSession(model, device="cpu")
-    parity = check_parity(fused, session)
-    logits = np.stack(document_logits(session, encoder, documents, None))
-    agreement = float((logits.argmax(1) == unrounded.argmax(1)).mean())
-    if agreement < LABEL_AGREEMENT:
-        raise ParityError(
-            f"fp16 storage changes {(1 - agreement) * len(gold):.0f} of {len(gold)} validation "
-            f"labels, more than {1 - LABEL_AGREEMENT:.1%}: add validation texts or train longer"
-        )
-    temperature = fit_temperature(logits, gold)
+    temperature = fit_temperature(exported.logits, gold)
     golden = make_golden(
-        session,
+        exported.session,
         encoder,
         black_box.labels,
         text=GOLDEN_TEXT,
@@ -88,7 +94,7 @@ def assemble(
     settings = recipe.attribution
     return bundles.save(
         path,
-        model=model,
+        model=exported.model,
         tokenizer_json=encoder.to_json(),
         config=bundle_config(black_box, network),
         name=recipe.name,
@@ -104,14 +110,46 @@ def assemble(
             "description": recipe.description,
             "language": recipe.language,
             "licence": recipe.licence,
-            "validation": _describe(logits, gold, temperature),
-            "label_agreement_with_unrounded": agreement,
-            "largest_difference_from_torch": parity,
+            "validation": _describe(exported.logits, gold, temperature),
+            "label_agreement_with_unrounded": exported.agreement,
+            "largest_difference_from_torch": exported.difference,
         },
         golden=golden,
         times={**times, "export": time.monotonic() - started},
         versions=versions,
     )
+
+
+def export_checked(
+    black_box: HuggingFaceBlackBox, network: ExplainerNetwork, texts: Sequence[str]
+) -> Exported:
+    """Exports the pair and compares the graph with torch, before and after rounding to fp16.
+
+    Args:
+        black_box: trained; its matrices are rounded to fp16 in place.
+        network: trained; likewise.
+        texts: on which rounding must leave the labels as they were.
+
+    Raises:
+        ParityError: when the graph differs from the rounded modules, or its labels from those of
+            the unrounded classifier.
+    """
+    fused = FusedModel(black_box.model, network)
+    model = to_onnx(fused)
+    documents = [black_box.encoder.encode(text) for text in texts]
+    black_box.precision = "fp32"
+    unrounded = black_box.logits(documents)
+    round_weights(fused)
+    session = OnnxSession(model, device="cpu")
+    difference = check_parity(fused, session)
+    logits = np.stack(document_logits(session, black_box.encoder, documents, None))
+    agreement = float((logits.argmax(1) == unrounded.argmax(1)).mean())
+    if agreement < LABEL_AGREEMENT:
+        raise ParityError(
+            f"fp16 storage changes {(1 - agreement) * len(texts):.0f} of {len(texts)} validation "
+            f"labels, more than {1 - LABEL_AGREEMENT:.1%}: add validation texts or train longer"
+        )
+    return Exported(model, session, logits, agreement, difference)
 
 
 def check_parity(fused: FusedModel, session: OnnxSession) -> float:

@@ -168,7 +168,7 @@ def training_targets(black_box: BlackBox, documents: Sequence[Document], seed: i
     classes = len(black_box.labels)
     if classes > 2:
         for row, document in enumerate(documents):
-            rng = text_rng(document.text, seed)
+            rng = text_rng(document.text, seed + 2)  # apart from the teacher's own draws
             if rng.random() < OTHER_SHARE:
                 targets[row] = (targets[row] + rng.integers(1, classes)) % classes
     return targets
