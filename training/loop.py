@@ -24,6 +24,7 @@ class Progress:
 
     epoch: int = 0
     step: int = 0  # inside the epoch
+    loss: float = 0.0  # summed over the steps of the epoch
     best: float = -math.inf
     stale: int = 0  # epochs since the best one
     seconds: float = 0.0
@@ -71,7 +72,7 @@ class Loop(Generic[Batch]):
 
     def _epoch(self, state: Progress) -> None:
         batches = self.batches(state.epoch)
-        started, saved, total = time.monotonic(), time.monotonic(), 0.0
+        started = saved = time.monotonic()
         self.module.train()
         todo = progress(
             range(state.step, len(batches)),
@@ -79,9 +80,8 @@ class Loop(Generic[Batch]):
             done=state.step,
             what=f"{self.what} epoch {state.epoch + 1}/{self.settings.epochs}",
         )
-        first = state.step
         for step in todo:
-            total += self._step(state.epoch, step, len(batches), batches[step])
+            state.loss += self._step(state.epoch, step, len(batches), batches[step])
             state.step = step + 1
             if time.monotonic() - saved > self.settings.save_seconds:
                 state.seconds += time.monotonic() - started
@@ -89,13 +89,13 @@ class Loop(Generic[Batch]):
                 self._save(state)
         self.module.eval()
         metrics = dict(self.validate())
-        metrics["train_loss"] = total / max(1, len(batches) - first)
+        metrics["train_loss"] = state.loss / max(1, len(batches))
         state.history.append(metrics)
         state.stale += 1
         if metrics["score"] > state.best:
             state.best, state.stale = metrics["score"], 0
             self.best_weights = {k: v.clone() for k, v in self.module.state_dict().items()}
-        state.epoch, state.step = state.epoch + 1, 0
+        state.epoch, state.step, state.loss = state.epoch + 1, 0, 0.0
         state.seconds += time.monotonic() - started
         self._save(state)
 

@@ -107,7 +107,7 @@ def attribute(recipe: Recipe, run: Path) -> None:
 
 
 def distill_explainer(recipe: Recipe, run: Path) -> None:
-    """Distils the attributions into `run/explainer`."""
+    """Distills the attributions into `run/explainer`."""
     folder = run / "explainer"
     if (folder / "metrics.json").exists():
         return

@@ -1,4 +1,4 @@
-"""Distils a teacher's attributions into an explainer network."""
+"""Distills a teacher's attributions into an explainer network."""
 
 from __future__ import annotations
 
