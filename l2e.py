@@ -18,16 +18,16 @@ l2e labels texts and says which words decided it, in milliseconds.
   l2e serve                                a page and an HTTP API for the shipped bundle
   l2e explain "A dull plot, but I laughed."
   l2e evaluate --bundle DIR --data FILE.tsv --text-column 0 --label-column 1
+  l2e attribute --blackbox mymodule:predict_proba --data FILE.csv --teacher kernel_shap
   l2e run training/recipes/sst2.toml       train, explain, distill, export, evaluate
 """
 
 RECIPE_STAGES = {
     "train": "fine-tune the black box of a recipe",
-    "attribute": "run the teacher of a recipe over its texts",
     "distill": "distill a recipe's attributions into an explainer",
     "export": "write the bundle: one ONNX graph, checked against torch",
 }
-RESUMABLE = ("run", *RECIPE_STAGES, "evaluate")
+RESUMABLE = ("run", *RECIPE_STAGES, "attribute", "evaluate", "compare")
 TRAINING = ("torch", "transformers", "lime")
 SERVING = ("onnxruntime",)
 
@@ -76,7 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_run(verbs)
+    _add_attribute(verbs)
     _add_evaluate(verbs)
+    _add_compare(verbs)
     _add_serve(verbs)
     _add_explain(verbs)
     _add_bench(verbs)
@@ -118,17 +120,51 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_evaluate(verbs: Any) -> None:
+def _add_attribute(verbs: Any) -> None:
     parser = _add(
         verbs,
-        "evaluate",
-        _evaluate,
-        "measure a bundle on labelled texts: accuracy, faithfulness against teachers and random "
-        "words, milliseconds per text",
+        "attribute",
+        _attribute,
+        "say what each word contributes to a classifier's answers, by one or several teachers; "
+        "continues where it was killed. With a RECIPE.toml: the stage of that recipe",
     )
     parser.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.toml", help="of a run")
     _add_recipe_options(parser)
-    _add_bundle(parser)
+    parser.add_argument(
+        "--blackbox",
+        default=str(SHIPPED),
+        metavar="NAME",
+        help="folder of a bundle, MODULE:FUNCTION (list of texts -> probabilities [n, classes]), "
+        "or a checkpoint; default: the shipped bundle",
+    )
+    _add_data(parser)
+    parser.add_argument(
+        "--label-column", help="draw --limit in the proportions of this column; labels are not used"
+    )
+    _add_teacher(parser)
+    parser.add_argument("--target", metavar="LABEL", help="explain this label, not the predicted")
+    parser.add_argument("--labels", metavar="A,B", help="names of the classes of a function")
+    parser.add_argument(
+        "--mask-string", default="[MASK]", metavar="TEXT", help="what a function gets for a word"
+    )
+    parser.add_argument(
+        "--reliability",
+        action="store_true",
+        help="how well the teacher agrees with itself at this budget (split halves)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="ray runs on the cluster at RAY_ADDRESS, or on one that it starts here",
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="actors of ray")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write one line of JSON per text and teacher; - prints them"
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="PATH", help=".csv, .tsv, .jsonl, an ERASER folder or hub:NAME"
     )
@@ -136,16 +172,16 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument(
         "--text-column", default="text", help="name, or number in a file without header; 1,2 joins"
     )
-    parser.add_argument("--label-column", default="label", help="name or number")
-    parser.add_argument(
-        "--label-map", default="", metavar="0=NEG,1=POS", help="from the file's labels to ours"
-    )
+
+
+def _add_teacher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher",
         action="append",
         default=[],
         metavar="NAME[=BUDGET]",
-        help="compare with lime, integrated_gradients or occlusion; may be repeated",
+        help="occlusion, gradient, integrated_gradients, lrp, lime, kernel_shap, "
+        "permutation_shap, deep_shap or ensemble:NAME+NAME; may be repeated",
     )
     parser.add_argument(
         "--budget", type=int, default=200, metavar="N", help="black-box evaluations of a teacher"
@@ -159,6 +195,38 @@ def _add_evaluate(verbs: Any) -> None:
         help="of the classifier on masked copies; bf16 is off by about 0.03 in a logit, and auto "
         "takes it where the processor multiplies bfloat16, which is faster",
     )
+
+
+def _add_evaluate(verbs: Any) -> None:
+    parser = _add(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "measure a bundle on labelled texts: accuracy, faithfulness against teachers and random "
+        "words, milliseconds per text",
+    )
+    parser.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.toml", help="of a run")
+    _add_recipe_options(parser)
+    _add_bundle(parser)
+    _add_data(parser)
+    parser.add_argument("--label-column", default="label", help="name or number")
+    parser.add_argument(
+        "--label-map", default="", metavar="0=NEG,1=POS", help="from the file's labels to ours"
+    )
+    _add_teacher(parser)
+    _add_json(parser)
+
+
+def _add_compare(verbs: Any) -> None:
+    parser = _add(
+        verbs,
+        "compare",
+        _compare,
+        "compare teachers: faithfulness, reliability and cost, as a table; continues where it "
+        "was killed",
+    )
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    _add_recipe_options(parser)
     _add_json(parser)
 
 
@@ -211,6 +279,17 @@ def _recipe_command(options: argparse.Namespace) -> int:
     return commands.run_recipe(options.recipe, options.set, options.runs, options.verb)
 
 
+def _attribute(options: argparse.Namespace) -> int:
+    if (options.recipe is None) == (options.data is None):
+        raise ValueError("say what to explain: either --data PATH or a RECIPE.toml")
+    _need(TRAINING, "train,cpu")
+    from training import commands
+
+    if options.recipe is not None:
+        return _recipe_command(options)
+    return commands.attribute_data(options)
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     if options.recipe is None and options.data is None:
         raise ValueError("say what to evaluate on: --data PATH, or a RECIPE.toml")
@@ -225,6 +304,13 @@ def _evaluate(options: argparse.Namespace) -> int:
             )
         return commands.run_recipe(options.recipe, options.set, options.runs, "evaluate")
     return commands.evaluate_bundle(options)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    _need(TRAINING, "train,cpu")
+    from training import commands
+
+    return commands.compare(options)
 
 
 def _bench(options: argparse.Namespace) -> int:

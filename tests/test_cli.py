@@ -16,7 +16,10 @@ import pytest
 from l2e import main
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("run", "train", "attribute", "distill", "export", "evaluate", "serve", "explain", "bench")
+VERBS = (
+    *("run", "train", "attribute", "distill", "export", "evaluate", "compare"),
+    *("serve", "explain", "bench"),
+)
 TEXT = "A great story, but boring."
 FAMILY = "I hated it, awful 👩‍👩‍👧 – café, naïve ✨, and never a great film"
 
@@ -342,7 +345,7 @@ def test_evaluate_with_bad_flags(inside, tiny_bundle, tmp_path, flags, words):
     refused(inside("evaluate", *arguments), *words)
 
 
-@pytest.mark.parametrize("verb", ["run", "train", "attribute", "distill", "export", "evaluate"])
+@pytest.mark.parametrize("verb", VERBS[:7])
 def test_a_missing_recipe(inside, tmp_path, verb):
     done = inside(verb, tmp_path / "none.toml", "--runs", tmp_path)
     refused(done, "no recipe at", "training/recipes")

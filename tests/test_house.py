@@ -24,6 +24,8 @@ TRAINING_ONLY = {
     "onnx",
     "onnxscript",
     "pandas",
+    "pyarrow",
+    "ray",
     "safetensors",
     "scikit-learn",
     "scipy",
@@ -106,11 +108,11 @@ def test_what_is_served_imports_only_what_a_serving_install_declares(package):
 
 
 def test_training_imports_only_what_its_extras_declare():
-    assert imported("training") <= names(declared("cpu", "train", "hub"))
+    assert imported("training") <= names(declared("cpu", "train", "ray", "hub"))
 
 
 def test_the_tests_import_only_what_make_test_installs():
-    assert imported("tests") <= names(declared("cpu", "train", "hub", "dev"))
+    assert imported("tests") <= names(declared("cpu", "train", "ray", "hub", "dev"))
 
 
 def test_the_front_door_imports_only_what_every_install_has():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from models.explainer import Explainer
-from training.attribution.run import BUDGETED, teacher_named
-from training.config import DataSource, Recipe, read_recipe
-from training.data import load
+from training.attribution.record import Attribution
+from training.attribution.reliability import split_half
+from training.attribution.report import format_table, to_line
+from training.attribution.run import Engine, attribute_texts, run_locally
+from training.attribution.store import AttributionStore
+from training.attribution.teachers import takes_budget, teacher_named
+from training.blackbox.protocol import BlackBox
+from training.blackbox.source import BlackBoxSource, identity
+from training.config import DataSource, Recipe, read_comparison, read_recipe
+from training.data import load, sample
+from training.evaluation.compare import compare_teachers
 from training.evaluation.efficiency import measure_speed
 from training.evaluation.evaluate import Setting, evaluate
-from training.evaluation.report import format_result, format_speed
-from training.runtime import native_precision, tune_memory, use_threads, write_json
+from training.evaluation.report import format_result, format_speed, format_teachers
+from training.evaluation.shards import texts_digest
+from training.runtime import native_precision, tune_memory, use_threads, write_json, write_text
 from training.stages import STAGES, guard_recipe
 
 
@@ -61,11 +71,72 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
         teachers=teachers,
         limit=options.limit,
         seed=options.seed,
-        precision=native_precision() if options.precision == "auto" else options.precision,
+        precision=_precision(options.precision),
     )
     examples = load(source, explainer.labels)
     work = options.runs / "evaluations"
     _report(evaluate(explainer, examples, setting, work), options.json, format_result)
+    return 0
+
+
+def attribute_data(options: argparse.Namespace) -> int:
+    """`l2e attribute --blackbox NAME --data PATH --teacher NAME`."""
+    for flag in ("limit", "budget", "workers"):
+        value = getattr(options, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag} {value}: give at least 1")
+    teachers = with_budgets(options.teacher or ["lime"], options.budget)
+    source = BlackBoxSource(
+        name=options.blackbox,
+        labels=None if options.labels is None else tuple(options.labels.split(",")),
+        precision=_precision(options.precision),
+        mask_string=options.mask_string,
+    )
+    _prepare()
+    with contextlib.redirect_stdout(sys.stderr):  # where a function may print what it likes
+        engine = _engine(options, source)
+        black_box = source.open()
+        texts = _read_texts(options)
+        targets = None
+        if options.target is not None:
+            if options.target not in black_box.labels:
+                known = ", ".join(black_box.labels)
+                raise ValueError(f"--target {options.target}: the black box knows {known}")
+            targets = dict.fromkeys(texts, black_box.labels.index(options.target))
+        key = identity(black_box, options.blackbox)
+        folder = options.runs / "attributions" / texts_digest([json.dumps(key)])[:16]
+        store = AttributionStore(folder, key)
+        found = {
+            name: attribute_texts(
+                black_box, texts, teacher=name, budget=budget, seed=options.seed, store=store,
+                targets=targets, engine=engine,
+            )
+            for name, budget in teachers.items()
+        }  # fmt: skip
+    _report_attributions(options, black_box, texts, found, store)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """`l2e compare RECIPE.toml`."""
+    chosen = read_comparison(options.recipe, options.set)
+    for part in chosen.evaluation.values():
+        with_budgets([f"{name}={budget}" for name, budget in part.teachers.items()], 0)
+    _prepare()
+    texts = {}  # of all sets, before hours of work on the first
+    for name, part in chosen.evaluation.items():
+        examples = load(part.source, root=chosen.root)
+        limit = len(examples) if part.limit is None else part.limit
+        texts[name] = sample(examples, limit, chosen.seed)
+    results = {}
+    for name, part in chosen.evaluation.items():
+        black_box = BlackBoxSource(chosen.blackbox, precision=part.precision).open()
+        print(f"l2e compare: {name}, {len(texts[name])} texts", file=sys.stderr)
+        results[name] = compare_teachers(
+            black_box, texts[name], part.teachers, seed=chosen.seed,
+            work=options.runs / chosen.name,
+        )  # fmt: skip
+    _report(results, options.json, format_teachers)
     return 0
 
 
@@ -95,10 +166,10 @@ def with_budgets(teachers: Sequence[str], budget: int) -> dict[str, int]:
     found = {}
     for given in teachers:
         name, equals, own = given.strip().partition("=")
-        teacher_named(name)
+        spends = takes_budget(name)
         if equals and not own.isdecimal():
             raise ValueError(f"--teacher {given}: write NAME or NAME=BUDGET")
-        found[name] = (int(own) if equals else budget) if name in BUDGETED else 0
+        found[name] = (int(own) if equals else budget) if spends else 0
     return found
 
 
@@ -125,6 +196,62 @@ def _check(recipe: Recipe, *, with_data: bool) -> None:
     if with_data:
         for chosen in recipe.evaluation.values():
             load(chosen.source, recipe.data.labels, recipe.data.root)
+
+
+def _engine(options: argparse.Namespace, source: BlackBoxSource) -> Engine:
+    if options.engine == "local":
+        return run_locally
+    from training.attribution.ray_engine import RayEngine, import_ray
+
+    import_ray()  # before hours of work that lead nowhere
+    return RayEngine(source, options.workers)
+
+
+def _read_texts(options: argparse.Namespace) -> dict[str, str]:
+    source = DataSource(
+        path=options.data,
+        split=options.split,
+        text_column=options.text_column,
+        label_column=options.label_column,
+        obtain="give the path of a file or folder with --data",
+    )
+    examples = load(source)
+    if options.limit is not None:
+        examples = sample(examples, options.limit, options.seed)
+    return {example.id: example.text for example in examples}
+
+
+def _report_attributions(
+    options: argparse.Namespace,
+    black_box: BlackBox,
+    texts: Mapping[str, str],
+    found: Mapping[str, Sequence[Attribution]],
+    store: AttributionStore,
+) -> None:
+    """Writes the lines of all teachers, and the table where standard output is free for it."""
+    documents = [black_box.encoder.encode(text) for text in texts.values()]
+    reliabilities = {}
+    if options.reliability:
+        reliabilities = {
+            name: split_half(teacher_named(name), documents, records)
+            for name, records in found.items()
+        }
+    lines = [
+        to_line(black_box, texts[record.id], record, reliabilities.get(name))
+        for name, records in found.items()
+        for record in records
+    ]
+    if options.json == "-":
+        print("\n".join(lines))
+        return
+    if options.json is not None:
+        write_text(Path(options.json), "".join(f"{line}\n" for line in lines))
+    seconds = {name: store.seconds_per_text(texts, records) for name, records in found.items()}
+    print(format_table(found, seconds, reliabilities))
+
+
+def _precision(asked: str) -> str:
+    return native_precision() if asked == "auto" else asked
 
 
 def _prepare() -> None:

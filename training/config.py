@@ -23,7 +23,7 @@ class DataSource:
     path: str  # file, ERASER directory, hub:NAME or package:MODULE/FILE
     split: str = "train"  # of an ERASER directory or a hub dataset
     text_column: str = "text"
-    label_column: str = "label"
+    label_column: str | None = "label"  # None reads texts without labels
     label_map: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)  # only rows with these values
     replace: Mapping[str, str] = field(default_factory=dict)  # literal replacements in texts
@@ -132,6 +132,17 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What `l2e compare` compares: teachers of one black box on several sets of texts."""
+
+    name: str
+    blackbox: str  # a bundle or a checkpoint
+    evaluation: Mapping[str, EvaluationSet]
+    root: str = "."  # relative paths of data start here
+    seed: int = 0
+
+
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies `key=value` overrides (TOML values, dotted keys).
 
@@ -139,6 +150,18 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: on a missing file, bad TOML, an unknown key, a wrong type or a value that no
             stage can use.
     """
+    recipe: Recipe = _build(Recipe, _read(path, overrides), str(path))
+    _check(recipe, str(path))
+    return recipe
+
+
+def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Reads what to compare, as `read_recipe` reads a recipe."""
+    comparison: Comparison = _build(Comparison, _read(path, overrides), str(path))
+    return comparison
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
@@ -147,9 +170,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     for override in overrides:
         _override(values, override)
-    recipe: Recipe = _build(Recipe, values, str(path))
-    _check(recipe, str(path))
-    return recipe
+    return values
 
 
 def _check(recipe: Recipe, where: str) -> None:

@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from models import bundle as bundles
 from models.explainer import Explainer
-from training.attribution.record import Attribution
+from training.attribution.record import Attribution, training_targets
 from training.attribution.run import attribute_texts
+from training.attribution.store import AttributionStore
 from training.blackbox.fit import encode_examples, fit, measure_accuracy
-from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
+from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.source import identity
 from training.config import DataSource, Recipe, RecipeError
 from training.data import Example, load
 from training.data.chunks import cut
@@ -234,14 +236,16 @@ def _attributions(
     recipe: Recipe, run: Path, black_box: HuggingFaceBlackBox, part: str, texts: dict[str, str]
 ) -> list[Attribution]:
     settings = recipe.attribution
+    documents = [black_box.encoder.encode(text) for text in texts.values()]
+    targets = training_targets(black_box, documents, recipe.seed).tolist()
     return attribute_texts(
         black_box,
         texts,
         teacher=settings.teacher,
         budget=settings.budget,
         seed=recipe.seed,
-        folder=run / "attributions" / part,
-        key={"classifier": state_digest(black_box), "precision": settings.precision},
+        store=AttributionStore(run / "attributions" / part, identity(black_box)),
+        targets=dict(zip(texts, targets, strict=True)),
         shard=settings.shard,
     )
 

@@ -3,17 +3,17 @@
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from models.bundle import Bundle
-from models.text import BoolArray, Document, FloatArray, TextEncoder
+from models.text import TextEncoder
+from tests.training.fakes import CurvedBlackBox, LinearBlackBox, Mortal
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.config import Recipe, Student, read_recipe
 from training.data import Example
@@ -163,41 +163,6 @@ def encoder(tiny_tokenizer_json: str) -> TextEncoder:
     return TextEncoder.from_json(tiny_tokenizer_json, max_tokens=16, overlap=4)
 
 
-class LinearBlackBox:
-    """A classifier whose every answer is a sum: each word contributes what `value_of` says.
-
-    The log-odds of POS are `bias` plus the contributions of the words that are kept.
-    """
-
-    labels = ("NEG", "POS")
-
-    def __init__(
-        self, encoder: TextEncoder, value_of: Callable[[int, str], float], bias: float = 0.0
-    ) -> None:
-        self.encoder = encoder
-        self.value_of = value_of
-        self.bias = bias
-        self.calls: list[int] = []  # copies in each call
-
-    def contributions(self, document: Document) -> FloatArray:
-        """What each word adds to the log-odds of POS, float64 [words]."""
-        words = enumerate(document.words)
-        return np.array([self.value_of(place, word.text.lower()) for place, word in words])
-
-    def logits(
-        self, documents: Sequence[Document], keep: Sequence[BoolArray] | None = None
-    ) -> FloatArray:
-        """See `BlackBox.logits`."""
-        self.calls.append(len(documents))
-        known = {id(document): self.contributions(document) for document in documents}
-        rows = np.zeros((len(documents), 2))
-        for row, document in enumerate(documents):
-            values = known[id(document)]
-            kept = values if keep is None else values[keep[row]]
-            rows[row] = 0.25, 0.25 + self.bias + kept.sum()
-        return rows
-
-
 @pytest.fixture
 def linear_black_box(encoder: TextEncoder, tiny_values: dict[str, float]) -> LinearBlackBox:
     """Adds up the values of tests/conftest.py, whole words only: `great` 1.5, `dull` -0.75."""
@@ -208,6 +173,24 @@ def linear_black_box(encoder: TextEncoder, tiny_values: dict[str, float]) -> Lin
 def placed_black_box(encoder: TextEncoder) -> LinearBlackBox:
     """Only the place of a word counts: 1, -0.5, 0.25 and again."""
     return LinearBlackBox(encoder, lambda place, _: (1.0, -0.5, 0.25)[place % 3])
+
+
+@pytest.fixture
+def curved_black_box(encoder: TextEncoder) -> CurvedBlackBox:
+    """Words interact in pairs, triples and a tanh; Shapley values by brute force."""
+    return CurvedBlackBox(encoder)
+
+
+@pytest.fixture
+def paired_black_box(encoder: TextEncoder) -> CurvedBlackBox:
+    """Words interact in pairs only: Shapley values of long texts by a formula."""
+    return CurvedBlackBox(encoder, pairs_only=True)
+
+
+@pytest.fixture
+def mortal() -> type[Mortal]:
+    """Wraps a black box so that it is killed at its call number `life`: `mortal(inner, life)`."""
+    return Mortal
 
 
 @pytest.fixture(scope="session")

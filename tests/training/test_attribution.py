@@ -1,3 +1,5 @@
+"""What holds for every teacher, and occlusion; the others have files of their own."""
+
 import copy
 import math
 
@@ -5,33 +7,37 @@ import numpy as np
 import pytest
 import torch
 
-from training.attribution import integrated_gradients, occlusion
-from training.attribution.record import (
-    OTHER_SHARE,
-    evaluate_copies,
-    predicted,
-    text_rng,
-    training_targets,
-)
-from training.attribution.run import teacher_named
+from training.attribution import occlusion
+from training.attribution.perturbation import evaluate_copies
+from training.attribution.record import OTHER_SHARE, PREDICTED, text_rng, training_targets
+from training.attribution.teachers import BUDGETED, TEACHERS, takes_budget, teacher_named
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.protocol import log_odds
 
 TEXT = "A great film , but the ending was dull and the plot was great ."
 LONG = "the ending was dull and i hated it , but the music was moving . " * 3
 TEXTS = [TEXT, "dull", LONG, "we loved the clever script", "weak and boring !"]
-TEACHERS = {"lime": 24, "occlusion": 0, "integrated_gradients": 6}
+MASKING = {"occlusion": 0, "lime": 24, "kernel_shap": 24, "permutation_shap": 70}
+NETWORK = {"gradient": 0, "integrated_gradients": 6, "lrp": 0, "deep_shap": 0}
+ENSEMBLE = "ensemble:occlusion+kernel_shap"
+BUDGETS = {**MASKING, **NETWORK, ENSEMBLE: 24}
 
 
 def explain(black_box, texts, teacher="lime", *, targets=None, budget=None, seed=0):
     documents = [black_box.encoder.encode(text) for text in texts]
-    targets = predicted(black_box, documents) if targets is None else np.array(targets)
-    budget = TEACHERS[teacher] if budget is None else budget
-    return teacher_named(teacher)(black_box, documents, targets, budget=budget, seed=seed)
+    targets = np.full(len(texts), PREDICTED) if targets is None else np.array(targets)
+    budget = BUDGETS[teacher] if budget is None else budget
+    found = teacher_named(teacher)
+    return found.attribute(black_box, documents, targets, budget=budget, seed=seed)
 
 
 def sign(target):
     return 1 if target == 1 else -1
+
+
+def test_every_teacher_is_tested_here():
+    assert {*MASKING, *NETWORK} == set(TEACHERS)
+    assert {*BUDGETED} == {name for name in TEACHERS if BUDGETS[name] > 0}
 
 
 # The value that is explained
@@ -65,7 +71,7 @@ def test_log_odds_leave_their_input_alone():
 # Every teacher
 
 
-@pytest.mark.parametrize("teacher", ["lime", "occlusion"])
+@pytest.mark.parametrize("teacher", MASKING)
 def test_value_and_null_value(teacher, linear_black_box):
     """0.125 for the empty text, plus 1.5 - 0.75 + 1.5 for the words."""
     [record] = explain(linear_black_box, [TEXT], teacher)
@@ -76,7 +82,7 @@ def test_value_and_null_value(teacher, linear_black_box):
     assert record.weights.shape == (15,)
 
 
-@pytest.mark.parametrize("teacher", ["lime", "occlusion"])
+@pytest.mark.parametrize("teacher", MASKING)
 def test_the_other_class_turns_every_sign(teacher, linear_black_box):
     [pos], [neg] = (
         explain(linear_black_box, [TEXT], teacher, targets=[target]) for target in (1, 0)
@@ -86,7 +92,7 @@ def test_the_other_class_turns_every_sign(teacher, linear_black_box):
     assert np.abs(pos.weights).max() > 0.5
 
 
-@pytest.mark.parametrize("teacher", ["lime", "occlusion"])
+@pytest.mark.parametrize("teacher", MASKING)
 def test_a_text_gets_its_result_in_any_company(teacher, linear_black_box):
     """To the bit: the neighbourhood is drawn from the text and the seed, nothing else."""
     together = explain(linear_black_box, TEXTS, teacher)
@@ -98,7 +104,7 @@ def test_a_text_gets_its_result_in_any_company(teacher, linear_black_box):
             assert (record.value, record.null_value) == (alone.value, alone.null_value)
 
 
-@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("teacher", BUDGETS)
 def test_a_text_gets_its_result_in_any_company_from_a_network(teacher, lively_black_box):
     texts = TEXTS[:3]
     together = explain(lively_black_box, texts, teacher)
@@ -111,7 +117,7 @@ def test_a_text_gets_its_result_in_any_company_from_a_network(teacher, lively_bl
             assert record.target == alone.target
 
 
-@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("teacher", BUDGETS)
 def test_the_target_is_the_one_asked_for(teacher, lively_black_box):
     [pos], [neg] = (
         explain(lively_black_box, [TEXT], teacher, targets=[target]) for target in (1, 0)
@@ -121,7 +127,8 @@ def test_the_target_is_the_one_asked_for(teacher, lively_black_box):
 
 
 def test_all_copies_share_the_calls(linear_black_box):
-    explain(linear_black_box, TEXTS, "lime", targets=[1] * 5)
+    """Full and null text of every text too, and they tell which class is predicted."""
+    explain(linear_black_box, TEXTS, "lime")
     assert linear_black_box.calls == [5 * 24]
 
 
@@ -134,12 +141,13 @@ def test_many_copies_of_long_texts_are_sent_in_parts(linear_black_box):
     np.testing.assert_allclose(record.weights, [1.5, 0.0, -0.75] * 300, atol=1e-9)
 
 
-def test_copies_are_valued_in_order(linear_black_box):
+def test_copies_are_answered_in_order(linear_black_box):
     documents = [linear_black_box.encoder.encode(text) for text in ("great dull", "dull")]
     masks = [np.array([[True, True], [False, True], [True, False]]), np.array([[False], [True]])]
-    found = evaluate_copies(linear_black_box, documents, np.array([1, 0]), masks)
-    np.testing.assert_allclose(found[0], [0.875, -0.625, 1.625], atol=1e-12)
-    np.testing.assert_allclose(found[1], [-0.125, 0.625], atol=1e-12)
+    first, second = evaluate_copies(linear_black_box, documents, masks)
+    np.testing.assert_allclose(log_odds(first, 1), [0.875, -0.625, 1.625], atol=1e-12)
+    np.testing.assert_allclose(log_odds(second, 0), [-0.125, 0.625], atol=1e-12)
+    assert first.shape == (3, 2)
 
 
 def test_the_generator_depends_on_text_and_seed():
@@ -150,9 +158,18 @@ def test_the_generator_depends_on_text_and_seed():
     assert len({draw("a film", 0), draw("a film", 1), draw("a film.", 0)}) == 3
 
 
-def test_an_unknown_teacher_is_answered_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"choose one of .*lime.*occlusion"):
-        teacher_named("oracle")
+@pytest.mark.parametrize("name", ["oracle", "", "LIME", "lime+occlusion", "ensemble"])
+def test_an_unknown_teacher_is_answered_with_those_that_exist(name):
+    with pytest.raises(ValueError, match=r"choose one of occlusion, .*deep_shap or ensemble:NAME"):
+        teacher_named(name)
+
+
+def test_which_teachers_take_a_budget():
+    assert [name for name in TEACHERS if takes_budget(name)] == [
+        "integrated_gradients", "lime", "kernel_shap", "permutation_shap",
+    ]  # fmt: skip
+    assert takes_budget("ensemble:occlusion+lime")
+    assert not takes_budget("ensemble:occlusion+gradient")
 
 
 @pytest.fixture
@@ -168,15 +185,14 @@ def three_classes(lively_black_box, enliven):
 
 def test_students_of_two_classes_are_taught_the_predicted_one(lively_black_box):
     documents = [lively_black_box.encoder.encode(text) for text in TEXTS]
-    found = training_targets(lively_black_box, documents, seed=0)
-    assert found.tolist() == predicted(lively_black_box, documents).tolist()
+    assert training_targets(lively_black_box, documents, seed=0).tolist() == [PREDICTED] * 5
 
 
 def test_students_of_three_classes_are_taught_the_others_too(three_classes):
     """A share of texts, each other class as often; decided by the text and the seed alone."""
     texts = [f"film number {number}" for number in range(400)]
     documents = [three_classes.encoder.encode(text) for text in texts]
-    labels = predicted(three_classes, documents)
+    labels = three_classes.logits(documents).argmax(1)
     found = training_targets(three_classes, documents, seed=0)
     turned = (found - labels) % 3
     assert abs((turned > 0).mean() - OTHER_SHARE) < 4 * math.sqrt(0.25 * 0.75 / 400)
@@ -184,17 +200,6 @@ def test_students_of_three_classes_are_taught_the_others_too(three_classes):
     backwards = training_targets(three_classes, documents[::-1], seed=0)[::-1]
     assert backwards.tolist() == found.tolist()
     assert training_targets(three_classes, documents, seed=1).tolist() != found.tolist()
-
-
-def test_gradients_explain_the_log_odds_among_three_classes(three_classes):
-    """Completeness holds for z_c - logsumexp(z_others), not only for a difference of logits."""
-    for target in range(3):
-        [record] = explain(
-            three_classes, [TEXT], "integrated_gradients", targets=[target], budget=302
-        )
-        gap = record.value - record.null_value
-        assert abs(gap) > 0.01
-        assert record.weights.sum() == pytest.approx(gap, rel=0.01)
 
 
 # Occlusion
@@ -214,55 +219,15 @@ def test_repeated_words_are_separate(placed_black_box):
     np.testing.assert_allclose(record.weights, [1.0, -0.5, 0.25, 1.0], atol=1e-12)
 
 
-# Integrated gradients
-
-
-@pytest.mark.parametrize("text", [TEXT, "quux dull", LONG])
-@pytest.mark.parametrize("target", [0, 1])
-def test_contributions_add_up(text, target, lively_black_box):
-    """Completeness: the weights sum to value - null value, over several windows too."""
-    [record] = explain(
-        lively_black_box, [text], "integrated_gradients", targets=[target], budget=402
-    )
-    gap = record.value - record.null_value
-    assert abs(gap) > 0.02
-    assert record.weights.sum() == pytest.approx(gap, rel=0.01)
-    assert record.budget == 402
-
-
-def test_the_ends_of_the_path_are_those_of_the_black_box(lively_black_box):
-    document = lively_black_box.encoder.encode(LONG)
-    assert len(document.windows) > 1
-    [record] = explain(lively_black_box, [LONG], "integrated_gradients", targets=[1])
-    masks = [np.ones(len(document.words), bool), np.zeros(len(document.words), bool)]
-    odds = log_odds(lively_black_box.logits([document] * 2, masks), 1)
-    assert (record.value, record.null_value) == pytest.approx(tuple(odds), abs=1e-6)
-
-
-@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("teacher", BUDGETS)
 def test_a_word_without_pieces_weighs_nothing(teacher, lively_black_box):
     [record] = explain(lively_black_box, ["great \x00 film"], teacher)
     assert record.weights[[0, 2]].all()
     assert record.weights[1] == 0
 
 
-def test_gradients_need_a_network_and_three_evaluations(linear_black_box, lively_black_box):
-    with pytest.raises(ValueError, match="needs a torch black box"):
-        explain(linear_black_box, [TEXT], "integrated_gradients")
-    with pytest.raises(ValueError, match="at least 3"):
-        explain(lively_black_box, [TEXT], "integrated_gradients", budget=2)
-
-
-def test_documents_of_many_shapes_are_grouped(lively_black_box):
-    documents = [lively_black_box.encoder.encode(text) for text in [*TEXTS, TEXT, "great"]]
-    groups = integrated_gradients._groups(documents, 32, 10)
-    assert sorted(row for group in groups for row in group) == list(range(7))
-    for group in groups:
-        assert len({len(documents[row].windows) for row in group}) == 1
-
-
 def test_masks_of_occlusion_leave_the_document_alone(linear_black_box):
     [document] = [linear_black_box.encoder.encode(TEXT)]
     before = document.windows[0].input_ids.copy()
-    occlusion.attribute(linear_black_box, [document], np.array([1]), budget=0, seed=0)
+    occlusion.TEACHER.attribute(linear_black_box, [document], np.array([1]), budget=0, seed=0)
     np.testing.assert_array_equal(document.windows[0].input_ids, before)

@@ -123,6 +123,43 @@ def test_keeping_everything_is_no_mask(lively_black_box):
     )
 
 
+def test_equal_windows_are_evaluated_once(lively_black_box):
+    """A masked word lies in one window or two; the others are those of the whole text."""
+    black_box = lively_black_box
+    subjects = ("film", "plot", "story", "actor", "scene", "camera", "script", "music")
+    text = " ".join(f"the {subject} was dull but not too weak ," for subject in subjects)
+    document = black_box.encoder.encode(text)
+    other = black_box.encoder.encode("great film")
+    windows = len(document.windows)
+    assert windows > 2
+    keep = [np.ones(len(document.words), dtype=bool) for _ in range(4)]
+    keep[1][0] = keep[2][-1] = False
+    rows = []
+    handle = black_box.model.register_forward_hook(
+        lambda model, args, kwargs, output: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    together = black_box.logits([*[document] * 4, other, other], [*keep, *[np.ones(2, bool)] * 2])
+    assert sum(rows) == windows + 1 + 1 + 1
+    rows.clear()
+    alone = [black_box.logits([document], [mask])[0] for mask in keep]
+    assert sum(rows) == 4 * windows
+    handle.remove()
+    np.testing.assert_allclose(together[:4], alone, atol=1e-5, rtol=0)
+    assert together[0].tolist() == together[3].tolist()
+    assert together[4].tolist() == together[5].tolist()
+    assert np.abs(together[0] - together[1]).max() > 1e-4
+    # Without sharing: each window of each copy in a forward pass of its own.
+    masked = [black_box.encoder.masked_ids(part, keep[1]) for part in document.windows]
+    with torch.inference_mode():
+        logits = [
+            black_box.model(
+                input_ids=torch.from_numpy(ids)[None], attention_mask=torch.ones(1, len(ids))
+            ).logits[0]
+            for ids in masked
+        ]
+    np.testing.assert_allclose(together[1], torch.stack(logits).mean(0).numpy(), atol=1e-5)
+
+
 def test_reduced_precision_stays_near(lively_black_box):
     documents = encode(lively_black_box, TEXTS)
     exact = lively_black_box.logits(documents)

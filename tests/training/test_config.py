@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from training.config import DataSource, Optimization, RecipeError, read_recipe
+from training.attribution.teachers import TEACHERS, takes_budget
+from training.config import (
+    DataSource,
+    EvaluationSet,
+    Optimization,
+    RecipeError,
+    read_comparison,
+    read_recipe,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = """
@@ -81,12 +89,45 @@ def test_a_whole_number_may_stand_for_a_float(read):
     assert type(recipe.blackbox.mask_share) is float
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.toml")))
+RECIPES = ROOT / "training" / "recipes"
+COMPARISON = RECIPES / "teachers.toml"
+
+
+@pytest.mark.parametrize("path", sorted({*RECIPES.glob("*.toml")} - {COMPARISON}))
 def test_the_shipped_recipes_are_recipes(path):
     recipe = read_recipe(path)
     assert recipe.name == path.stem
     assert recipe.description
     assert recipe.licence
+
+
+def test_the_shipped_comparison_has_all_teachers_on_both_sets():
+    comparison = read_comparison(COMPARISON)
+    assert comparison.name == "teachers"
+    assert set(comparison.evaluation) == {"sst2_dev", "movies_val"}
+    for part in comparison.evaluation.values():
+        assert {*part.teachers} > {*TEACHERS}
+        assert any(name.startswith("ensemble:") for name in part.teachers)
+        assert all((budget > 0) == takes_budget(name) for name, budget in part.teachers.items())
+
+
+def test_a_short_comparison_has_defaults_and_takes_overrides(tmp_path):
+    path = tmp_path / "few.toml"
+    path.write_text(
+        'name = "few"\nblackbox = "some/bundle"\n[evaluation.dev.source]\npath = "dev.tsv"\n'
+        "[evaluation.dev.teachers]\nlime = 9\n",
+        encoding="utf-8",
+    )
+    comparison = read_comparison(path, ["root=/data", "evaluation.dev.limit=3"])
+    assert (comparison.root, comparison.seed) == ("/data", 0)
+    expected = EvaluationSet(DataSource("dev.tsv"), {"lime": 9}, limit=3)
+    assert comparison.evaluation == {"dev": expected}
+    with pytest.raises(RecipeError, match=r"few\.toml has unknown key 'data'; known: name, black"):
+        read_comparison(path, ["data.root=/data"])
+    with pytest.raises(RecipeError, match=r"lime is 'many', a str; expected int"):
+        read_comparison(path, ["evaluation.dev.teachers.lime=many"])
+    with pytest.raises(RecipeError, match=r"has unknown key 'blackbox'|lacks 'data'|blackbox"):
+        read_recipe(path)
 
 
 @pytest.mark.parametrize(

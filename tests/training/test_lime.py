@@ -6,7 +6,7 @@ import pytest
 from lime.lime_text import LimeTextExplainer
 
 from training.attribution import lime
-from training.attribution.lime import fit_local_model, sample_masks
+from training.attribution.lime import draw, estimate
 from training.attribution.record import text_rng
 
 TEXT = "A great film , but the ending was dull and the plot was great ."
@@ -14,7 +14,9 @@ TEXT = "A great film , but the ending was dull and the plot was great ."
 
 def explain(black_box, text, *, target=1, budget, seed=0):
     document = black_box.encoder.encode(text)
-    [record] = lime.attribute(black_box, [document], np.array([target]), budget=budget, seed=seed)
+    [record] = lime.TEACHER.attribute(
+        black_box, [document], np.array([target]), budget=budget, seed=seed
+    )
     return record
 
 
@@ -30,7 +32,7 @@ def test_lime_finds_the_contributions(linear_black_box, placed_black_box):
         errors = []
         for budget in (250, 2000):
             record = explain(black_box, TEXT, budget=budget)
-            masks = sample_masks(len(truth), budget, text_rng(TEXT, 0)).astype(np.float64)
+            masks = draw(len(truth), budget, text_rng(TEXT, 0)).astype(np.float64)
             distance = 100 * (1 - np.sqrt(masks.mean(1)))
             kernel = np.exp(-(distance**2) / (2 * 25**2))
             centred = masks - np.average(masks, axis=0, weights=kernel)
@@ -78,7 +80,7 @@ def test_a_single_word_can_be_explained(linear_black_box):
 def test_the_neighbourhood_is_that_of_lime():
     """Sizes uniform in 1 … n, places equally likely; 4 standard errors."""
     draws, words = 20_000, 5
-    masks = sample_masks(words, draws + 2, np.random.default_rng(0))
+    masks = draw(words, draws + 2, np.random.default_rng(0))
     assert masks[0].all()
     assert not masks[1].any()
     removed = (~masks[2:]).sum(1)
@@ -130,7 +132,7 @@ def test_the_local_model_is_that_of_the_package(words, samples, lime_package):
     masks, expected = lime_package(words, samples, value_of)
     assert masks.shape == (samples, words)
     values = np.array([value_of(mask) for mask in masks])
-    found = fit_local_model(masks, values)
+    found = estimate(masks, values)
     np.testing.assert_allclose(found, [expected[word] for word in range(words)], atol=1e-10)
 
 

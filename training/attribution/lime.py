@@ -8,59 +8,25 @@ is the log-odds of the class, and all copies of many texts share the black box's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from lime.lime_base import LimeBase
 
-from models.text import BoolArray, Document, FloatArray, IntArray
-from training.attribution.record import (
-    Attribution,
-    build_records,
-    evaluate_copies,
-    text_rng,
-)
-from training.blackbox.protocol import BlackBox
+from models.text import BoolArray, FloatArray
+from training.attribution.perturbation import ENDS, PerturbationTeacher, start_masks
 
 KERNEL_WIDTH = 25.0  # of the cosine distance in percent, as in lime.lime_text
 
 
-def attribute(
-    black_box: BlackBox,
-    documents: Sequence[Document],
-    targets: IntArray,
-    *,
-    budget: int,
-    seed: int,
-) -> list[Attribution]:
-    """Explains documents; see `Teacher`. `budget` is at least 3."""
-    if budget < 3:
-        raise ValueError(f"lime needs a budget of at least 3 evaluations, not {budget}")
-    masks = [
-        sample_masks(len(document.words), budget, text_rng(document.text, seed))
-        for document in documents
-    ]
-    values = evaluate_copies(black_box, documents, targets, masks)
-    weights = [fit_local_model(mask, value) for mask, value in zip(masks, values, strict=True)]
-    return build_records(
-        "lime", documents, targets, values, weights, budgets=[budget] * len(masks), seed=seed
-    )
-
-
-def sample_masks(words: int, budget: int, rng: np.random.Generator) -> BoolArray:
-    """Draws the neighbourhood: row 0 is the full text, row 1 the null text.
-
-    Returns:
-        bool [budget, words], False = masked.
-    """
-    masks = np.ones((budget, words), dtype=np.bool_)
-    masks[1] = False
-    for row, removed in enumerate(rng.integers(1, words + 1, size=budget - 2), 2):
+def draw(words: int, copies: int, rng: np.random.Generator) -> BoolArray:
+    """Draws the neighbourhood; see `PerturbationTeacher.draw`."""
+    masks = start_masks(copies, words)
+    for row in range(ENDS, copies):  # one by one, so that fewer copies are the first of more
+        removed = rng.integers(1, words + 1)
         masks[row, rng.permutation(words)[:removed]] = False
     return masks
 
 
-def fit_local_model(masks: BoolArray, values: FloatArray) -> FloatArray:
+def estimate(masks: BoolArray, values: FloatArray) -> FloatArray:
     """Fits LIME's weighted ridge regression.
 
     Args:
@@ -95,3 +61,13 @@ def _cosine_distances(data: FloatArray) -> FloatArray:
     """Returns 100 times the cosine distance to the full text; for 0/1 rows cos = sqrt(kept/n)."""
     result: FloatArray = 100.0 * (1.0 - np.sqrt(data.mean(axis=1)))
     return result
+
+
+TEACHER = PerturbationTeacher(
+    "lime",
+    count=lambda words, budget: budget if words else ENDS,
+    draw=draw,
+    estimate=estimate,
+    unit=lambda words: 1,
+    least=3,
+)

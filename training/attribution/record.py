@@ -10,10 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from models.text import BoolArray, Document, FloatArray, IntArray
-from training.blackbox.protocol import BlackBox, log_odds
+from training.blackbox.protocol import BlackBox
 
-# Copies are sent to the black box in slices of this many tokens, which bounds memory.
-COPY_TOKENS = 1_000_000
+PREDICTED = -1  # as a target: the class that the black box predicts
 # Share of texts of which a student learns why they do not have another label.
 OTHER_SHARE = 0.25
 
@@ -28,9 +27,14 @@ class Attribution:
         teacher: its name.
         budget: black-box evaluations spent, full and null text included.
         seed: of the teacher's sampling.
-        value: log-odds of `target` for the full text, from logits, never clipped.
+        value: log-odds of `target` for the full text, from logits never clipped.
         null_value: the same with every word masked.
-        weights: float64 [words], in log-odds; positive supports `target`.
+        weights: float64 [words], in log-odds; positive supports `target`. Those of an ensemble
+            are ranks in [-1, 1].
+        values: float64 [budget], log-odds of each masked copy in the order drawn, from which a
+            larger budget goes on; empty where the teacher does not mask copies.
+        eps: bounds of a callable's probabilities, [eps, 1 - eps]; None where there are logits.
+        members: of an ensemble, what it is made of.
     """
 
     id: str
@@ -41,12 +45,28 @@ class Attribution:
     value: float
     null_value: float
     weights: FloatArray
+    values: FloatArray
+    eps: float | None = None
+    members: tuple[Attribution, ...] = ()
 
 
 class Teacher(Protocol):
     """An explanation algorithm."""
 
-    def __call__(
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        ...
+
+    def spent(self, document: Document, budget: int) -> int:
+        """Returns the black-box evaluations that a budget comes to for a document.
+
+        Raises:
+            ValueError: when the budget is too small.
+        """
+        ...
+
+    def attribute(
         self,
         black_box: BlackBox,
         documents: Sequence[Document],
@@ -54,93 +74,38 @@ class Teacher(Protocol):
         *,
         budget: int,
         seed: int,
+        known: Sequence[Attribution | None] | None = None,
     ) -> list[Attribution]:
         """Explains documents.
 
         Args:
             black_box: the classifier.
             documents: encoded by the black box's encoder.
-            targets: int64 [documents], the class to explain of each.
-            budget: black-box evaluations per text; deterministic teachers record what they used.
+            targets: int64 [documents], the class to explain of each, or `PREDICTED`.
+            budget: black-box evaluations per text; a teacher for which the text decides records
+                what it used.
             seed: a text's result depends on this, its content and nothing else.
+            known: what this teacher found for a document with this seed and another budget, so
+                that only the difference is evaluated.
 
         Returns:
             One record per document, with an empty id.
+
+        Raises:
+            ValueError: when the budget is too small or the black box of a kind that this teacher
+                cannot look into.
         """
         ...
 
+    def halves(
+        self, document: Document, record: Attribution
+    ) -> tuple[FloatArray, FloatArray] | None:
+        """Estimates twice, from the odd and from the even samples of one record.
 
-def evaluate_copies(
-    black_box: BlackBox,
-    documents: Sequence[Document],
-    targets: IntArray,
-    masks: Sequence[BoolArray],
-) -> list[FloatArray]:
-    """Evaluates masked copies of several documents in common batches.
-
-    Args:
-        black_box: the classifier.
-        documents: D documents.
-        targets: int64 [D].
-        masks: D arrays bool [copies, words]; False masks the word.
-
-    Returns:
-        D arrays float64 [copies], the log-odds of the target.
-    """
-    sizes = [sum(len(window.input_ids) for window in document.windows) for document in documents]
-    pairs = [(row, copy) for row, mask in enumerate(masks) for copy in range(len(mask))]
-    values = np.zeros(len(pairs))
-    start = 0
-    while start < len(pairs):
-        end, tokens = start, 0
-        while end < len(pairs) and (end == start or tokens < COPY_TOKENS):
-            tokens += sizes[pairs[end][0]]
-            end += 1
-        part = pairs[start:end]
-        logits = black_box.logits(
-            [documents[row] for row, _ in part], [masks[row][copy] for row, copy in part]
-        )
-        values[start:end] = log_odds(logits, targets[[row for row, _ in part]])
-        start = end
-    return np.split(values, np.cumsum([len(mask) for mask in masks])[:-1])
-
-
-def build_records(
-    teacher: str,
-    documents: Sequence[Document],
-    targets: IntArray,
-    ends: Sequence[FloatArray],
-    weights: Sequence[FloatArray],
-    *,
-    budgets: Sequence[int],
-    seed: int,
-) -> list[Attribution]:
-    """Builds the records of several documents; a word without pieces weighs 0.
-
-    Args:
-        teacher: its name.
-        documents: D documents.
-        targets: int64 [D].
-        ends: D arrays whose first two values are those of the full and of the null text.
-        weights: D arrays float64 [words].
-        budgets: D numbers of evaluations.
-        seed: of the teacher's sampling.
-    """
-    return [
-        Attribution(
-            id="",
-            target=int(target),
-            teacher=teacher,
-            budget=budget,
-            seed=seed,
-            value=float(values[0]),
-            null_value=float(values[1]),
-            weights=np.where(has_pieces(document), weight, 0.0),
-        )
-        for document, target, values, weight, budget in zip(
-            documents, targets, ends, weights, budgets, strict=True
-        )
-    ]
+        Returns:
+            Two arrays float64 [words], or None where nothing is sampled.
+        """
+        ...
 
 
 def predicted(black_box: BlackBox, documents: Sequence[Document]) -> IntArray:
@@ -149,8 +114,25 @@ def predicted(black_box: BlackBox, documents: Sequence[Document]) -> IntArray:
     return classes
 
 
+def resolve_targets(
+    black_box: BlackBox, documents: Sequence[Document], targets: IntArray
+) -> IntArray:
+    """Returns the targets with `PREDICTED` replaced by the predicted class, int64 [documents]."""
+    open_rows = np.flatnonzero(targets == PREDICTED)
+    if not len(open_rows):
+        return targets
+    found = targets.copy()
+    found[open_rows] = predicted(black_box, [documents[int(row)] for row in open_rows])
+    return found
+
+
 def has_pieces(document: Document) -> BoolArray:
-    """Marks the words that the tokenizer left pieces of, bool [words]; the others weigh 0."""
+    """Marks the words that the tokenizer left pieces of, bool [words]; the others weigh 0.
+
+    A callable reads text, not pieces: its documents have no windows and all their words count.
+    """
+    if not document.windows:
+        return np.ones(len(document.words), dtype=np.bool_)
     found = np.zeros(len(document.words) + 1, dtype=np.bool_)
     for window in document.windows:
         found[window.word_index] = True  # -1, no word, marks the extra place at the end
@@ -164,13 +146,14 @@ def training_targets(black_box: BlackBox, documents: Sequence[Document], seed: i
     others, so that a student can answer for any; with two, the other class's log-odds are the
     negative and need no teacher.
     """
-    targets = predicted(black_box, documents)
     classes = len(black_box.labels)
-    if classes > 2:
-        for row, document in enumerate(documents):
-            rng = text_rng(document.text, seed + 2)  # apart from the teacher's own draws
-            if rng.random() < OTHER_SHARE:
-                targets[row] = (targets[row] + rng.integers(1, classes)) % classes
+    if classes == 2:
+        return np.full(len(documents), PREDICTED, dtype=np.int64)
+    targets = predicted(black_box, documents)
+    for row, document in enumerate(documents):
+        rng = text_rng(document.text, seed + 2)  # apart from the teacher's own draws
+        if rng.random() < OTHER_SHARE:
+            targets[row] = (targets[row] + rng.integers(1, classes)) % classes
     return targets
 
 

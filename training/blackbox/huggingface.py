@@ -33,7 +33,7 @@ transformers_logging.disable_progress_bar()
 
 
 class HuggingFaceBlackBox:
-    """A `transformers` classifier with its text encoder.
+    """A `transformers` classifier with its text encoder; its answers are logits.
 
     Args:
         model: takes `input_ids` and `attention_mask`, gives `logits`; used in eval mode.
@@ -42,6 +42,8 @@ class HuggingFaceBlackBox:
         precision: `bf16` autocasts the forward pass, three times as fast where the processor
             multiplies bfloat16, logits off by up to 0.03.
     """
+
+    eps: float | None = None
 
     def __init__(
         self,
@@ -106,13 +108,17 @@ class HuggingFaceBlackBox:
     def logits(
         self, documents: Sequence[Document], keep: Sequence[BoolArray] | None = None
     ) -> FloatArray:
-        """See `BlackBox.logits`; logits of a document's windows are averaged in float64."""
-        rows, owner = self._rows(documents, keep)
+        """See `BlackBox.logits`; logits of a document's windows are averaged in float64.
+
+        Windows with the same ids, such as those that a masked word does not reach, are
+        evaluated once.
+        """
+        rows, windows, owner = self._rows(documents, keep)
         outputs = np.zeros((len(rows), len(self.labels)))
         for batch in plan_batches([len(row) for row in rows], TOKEN_BUDGET):
             outputs[batch] = self._forward([rows[row] for row in batch])
         total = np.zeros((len(documents), len(self.labels)))
-        np.add.at(total, owner, outputs)
+        np.add.at(total, owner, outputs[windows])
         return total / np.bincount(owner, minlength=len(documents))[:, None]
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -124,16 +130,22 @@ class HuggingFaceBlackBox:
 
     def _rows(
         self, documents: Sequence[Document], keep: Sequence[BoolArray] | None
-    ) -> tuple[list[IntArray], IntArray]:
-        rows, owner = [], []
+    ) -> tuple[list[IntArray], IntArray, IntArray]:
+        """Returns the different rows of ids; each window's row and its document's number."""
+        rows: list[IntArray] = []
+        known: dict[bytes, int] = {}
+        windows, owner = [], []
         for number, document in enumerate(documents):
             for window in document.windows:
                 ids = window.input_ids
                 if keep is not None:
                     ids = self.encoder.masked_ids(window, keep[number])
-                rows.append(ids)
+                row = known.setdefault(ids.tobytes(), len(rows))
+                if row == len(rows):
+                    rows.append(ids)
+                windows.append(row)
                 owner.append(number)
-        return rows, np.array(owner, dtype=np.int64)
+        return rows, np.array(windows, dtype=np.int64), np.array(owner, dtype=np.int64)
 
     def _forward(self, rows: Sequence[IntArray]) -> FloatArray:
         ids, mask = pad_rows(rows, bucket_length(len(rows[0])), self.encoder.pad_id)

@@ -1,4 +1,4 @@
-"""What a classifier must offer to be explained."""
+"""What a classifier must offer to be explained, and the value that is explained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.text import BoolArray, Document, FloatArray, TextEncoder
+from models.text import BoolArray, Document, FloatArray, IntArray
+
+
+class Encoder(Protocol):
+    """Turns texts into documents for one black box."""
+
+    mask_token: str
+
+    def encode(self, text: str) -> Document:
+        """Splits a text into words.
+
+        Raises:
+            ValueError: see `models.text.check_text`.
+        """
+        ...
 
 
 class BlackBox(Protocol):
@@ -16,10 +30,21 @@ class BlackBox(Protocol):
 
     A document's answer never depends on the documents beside it. With `keep`, words are
     replaced by the mask token (never deleted).
+
+    Attributes:
+        labels: names of the classes, in the order of the answers.
+        encoder: makes the documents.
+        eps: None where answers are logits; where they are logarithms of probabilities, these
+            lie in [eps, 1 - eps].
     """
 
     labels: tuple[str, ...]
-    encoder: TextEncoder
+    eps: float | None
+
+    @property
+    def encoder(self) -> Encoder:
+        """Makes the documents."""
+        ...
 
     def logits(
         self, documents: Sequence[Document], keep: Sequence[BoolArray] | None = None
@@ -31,6 +56,24 @@ class BlackBox(Protocol):
             keep: one bool array [words] per document; False replaces the word by the mask token.
         """
         ...
+
+
+def explained_value(black_box: BlackBox, logits: FloatArray, target: int | IntArray) -> FloatArray:
+    """Returns the log-odds of the target, float64 [n].
+
+    From logits `log_odds`; from a callable's probabilities `log(p / (1 - p))`, p clipped.
+
+    Args:
+        black_box: says which of the two its answers are.
+        logits: float64 [n, classes], its answers.
+        target: one class for all rows, or int [n].
+    """
+    if black_box.eps is None:
+        return log_odds(logits, target)
+    chosen = logits[np.arange(len(logits)), target]
+    # log(1 - p) of the clipped p: not the sum over the others, which are clipped on their own.
+    result: FloatArray = chosen - np.log1p(-np.exp(chosen))
+    return result
 
 
 def log_odds(logits: FloatArray, target: int | npt.NDArray[np.int64]) -> FloatArray:

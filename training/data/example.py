@@ -16,12 +16,12 @@ class Example:
     Attributes:
         id: unique within its source.
         text: as read.
-        label: a label name, after `label_map`.
+        label: a label name, after `label_map`; empty where labels were not asked for.
         rationale: human evidence as half-open code-point spans of `text`, or None where the
             source has none.
     """
 
     id: str
     text: str
-    label: str
+    label: str = ""
     rationale: tuple[tuple[int, int], ...] | None = None

@@ -9,7 +9,7 @@ from training.data.example import DataError, Example
 
 
 def read_hub(
-    name: str, split: str, text_column: str, label_column: str, where: Mapping[str, str]
+    name: str, split: str, text_column: str, label_column: str | None, where: Mapping[str, str]
 ) -> list[Example]:
     """Reads one split of a hub dataset.
 
@@ -19,7 +19,7 @@ def read_hub(
         name: of the dataset.
         split: of the dataset.
         text_column: a column's name; several, `premise,hypothesis`, are joined by a blank.
-        label_column: a column's name.
+        label_column: a column's name; None leaves the labels empty.
         where: only rows in which each of these columns has this value.
 
     Raises:
@@ -35,16 +35,19 @@ def read_hub(
         reason = " ".join(str(error).split())
         raise DataError(f"hub:{name} split {split} cannot be loaded: {reason}") from error
     text_columns = text_column.split(",")
-    for column in (*text_columns, label_column, *where):
+    label_columns = () if label_column is None else (label_column,)
+    for column in (*text_columns, *label_columns, *where):
         if column not in table.column_names:
             found = ", ".join(table.column_names)
             raise DataError(f"hub:{name} has no column {column!r}; found: {found}")
-    names = getattr(table.features[label_column], "names", None)
+    names = None if label_column is None else getattr(table.features[label_column], "names", None)
     return [
         Example(
             str(row.get("id", number)),
             " ".join(str(row[column]) for column in text_columns),
-            _label(row[label_column], names, f"hub:{name} split {split}, row {number}"),
+            ""
+            if label_column is None
+            else _label(row[label_column], names, f"hub:{name} split {split}, row {number}"),
         )
         for number, row in enumerate(table)
         if all(str(row[column]) == value for column, value in where.items())

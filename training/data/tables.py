@@ -29,7 +29,7 @@ class Row:
 
 
 def read_table(
-    path: Path, text_column: str, label_column: str, where: Mapping[str, str]
+    path: Path, text_column: str, label_column: str | None, where: Mapping[str, str]
 ) -> list[Example]:
     """Reads the rows of a file as examples.
 
@@ -37,7 +37,7 @@ def read_table(
         path: `.csv`, `.tsv` or `.jsonl`, UTF-8 with or without a byte order mark.
         text_column: a column's name; numbers mean a file without header; several columns
             `1,2` are joined by a blank.
-        label_column: a column's name or number.
+        label_column: a column's name or number; None leaves the labels empty.
         where: only rows in which each of these columns has this value.
 
     Returns:
@@ -49,15 +49,16 @@ def read_table(
             label or with more fields than the header.
     """
     text_columns = text_column.split(",")
-    numbered = all(column.isdecimal() for column in (*text_columns, label_column))
+    label_columns = () if label_column is None else (label_column,)
+    numbered = all(column.isdecimal() for column in (*text_columns, *label_columns))
     examples = []
     try:
         for number, row in enumerate(_rows(path, numbered)):
             if any(row.cells.get(column) != value for column, value in where.items()):
                 continue
             text = " ".join(_cell(row, column) for column in text_columns)
-            label = _cell(row, label_column)
-            if not text.strip() or not label.strip():
+            label = "" if label_column is None else _cell(row, label_column)
+            if not text.strip() or not (label.strip() or label_column is None):
                 raise DataError(f"{row.place}: empty text or label; fill or remove the row")
             examples.append(Example(row.cells.get("id", str(number)), text, label))
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from models.explainer import Explainer
-from training.attribution.run import teacher_named
+from training.attribution.teachers import teacher_named
 from training.export import to_torch
 
 TOKENS = (24, 128, 512)
@@ -50,7 +50,7 @@ def measure_speed(
         found = {}
         for name, budget in teachers.items():
             started = time.perf_counter()
-            teacher_named(name)(black_box, [document], target, budget=budget, seed=0)
+            teacher_named(name).attribute(black_box, [document], target, budget=budget, seed=0)
             spent = 1e3 * (time.perf_counter() - started)
             found[name] = {"ms": spent, "budget": budget, "speedup": spent / reply}
         rows.append(
@@ -62,7 +62,7 @@ def measure_speed(
                 "teachers": found,
             }
         )
-    return {"machine": _machine(), "bundle": explainer.bundle.digest, "rows": rows}
+    return {"machine": machine(), "bundle": explainer.bundle.digest, "rows": rows}
 
 
 def text_of(explainer: Explainer, tokens: int) -> str:
@@ -90,7 +90,8 @@ def _alternate(
     return statistics.median(spent[0][1:]), statistics.median(spent[1][1:])
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Returns what numbers of speed depend on."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

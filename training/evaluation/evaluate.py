@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ from models.bundle import MODEL
 from models.explainer import Explainer
 from models.text import FloatArray
 from training.attribution.record import text_rng
-from training.attribution.run import teacher_named
-from training.attribution.store import ShardStore, texts_digest, to_record
+from training.attribution.teachers import teacher_named
 from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
 from training.data import Example, sample
 from training.evaluation.faithfulness import MEASURES, measure_faithfulness, random_weights
+from training.evaluation.shards import compute_records, texts_digest
 from training.export import to_torch
-from training.runtime import progress
 
-SHARD = 4  # texts per file: a killed run loses at most these
 WARM_UP = 3  # texts answered before the clock counts
 
 
@@ -120,7 +117,7 @@ def _measure_all(
     for text in texts[:WARM_UP]:
         explainer.explain([text])
         explainer.predict([text])
-    return _resumable(work, key, len(texts), measure, "faithfulness")
+    return compute_records(work, key, len(texts), measure, "faithfulness")
 
 
 def _attribute(
@@ -133,34 +130,18 @@ def _attribute(
     work: Path,
     key: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Runs a teacher text by text; records hold the attribution and its milliseconds."""
+    """Runs a teacher text by text; records hold the weights and their milliseconds."""
     teacher = teacher_named(name)
 
     def attribute(row: int) -> dict[str, Any]:
         document, target = black_box.encoder.encode(texts[row]), np.array([targets[row]])
         started = time.perf_counter()
-        [found] = teacher(black_box, [document], target, budget=budget, seed=seed)
-        return {**to_record(found), "ms": 1e3 * (time.perf_counter() - started)}
+        [found] = teacher.attribute(black_box, [document], target, budget=budget, seed=seed)
+        spent = 1e3 * (time.perf_counter() - started)
+        return {"weights": found.weights.tolist(), "budget": found.budget, "ms": spent}
 
     key = {**key, "teacher": name, "budget": budget}
-    return _resumable(work, key, len(texts), attribute, f"{name} {budget or ''}")
-
-
-def _resumable(
-    work: Path,
-    key: Mapping[str, Any],
-    count: int,
-    compute: Callable[[int], dict[str, Any]],
-    what: str,
-) -> list[dict[str, Any]]:
-    """Computes records 0 to `count` - 1 in shards; a killed run loses at most one shard."""
-    store = ShardStore(work / texts_digest([json.dumps(key)])[:16], key)
-    shards = -(-count // SHARD)
-    todo = store.missing(shards)
-    for number in progress(todo, total=shards, done=shards - len(todo), what=what):
-        rows = range(number * SHARD, min(count, (number + 1) * SHARD))
-        store.write(number, [compute(row) for row in rows])
-    return store.read(shards)
+    return compute_records(work, key, len(texts), attribute, f"{name} {budget or ''}")
 
 
 def _measure(

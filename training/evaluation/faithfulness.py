@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.text import BoolArray, Document, FloatArray
-from training.blackbox.protocol import BlackBox, log_odds, softmax
+from training.blackbox.protocol import BlackBox, explained_value, softmax
 
 AOPC_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)  # of words; DeYoung et al. (ACL 2020), section 5
 TOP_SHARE = 0.3  # Situ et al. (ACL 2021), section 4.2
@@ -59,7 +59,7 @@ def measure_faithfulness(
             top = top_words(explanation, share)
             masks += [~top, top]
     logits = black_box.logits([document] * len(masks), masks)
-    chance, odds = softmax(logits)[:, target], log_odds(logits, target)
+    chance, odds = softmax(logits)[:, target], explained_value(black_box, logits, target)
     label = int(logits[0].argmax())
     results = []
     for row in range(len(weights)):

@@ -64,6 +64,30 @@ def speed_to_markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_teachers(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Returns the tables of `l2e compare` for a terminal."""
+    return "\n\n".join(f"{name}\n{teachers_to_markdown(rows)}" for name, rows in results.items())
+
+
+def teachers_to_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a table of teachers, strongest first by log-odds drop."""
+    lines = [
+        "| teacher | evaluations | comprehensiveness | sufficiency | log-odds drop | agreement "
+        "| reliability | residual | s per text |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(rows.items(), key=lambda item: -item[1]["log_odds_drop"]):
+        reliability = "-" if row["reliability"] is None else f"{row['reliability']:.2f}"
+        residual = "-" if row["residual"] is None else f"{row['residual']:.1%}"
+        seconds = "-" if row["seconds_per_text"] is None else f"{row['seconds_per_text']:.3g}"
+        lines.append(
+            f"| {name} | {row['budget']:.0f} | {row['comprehensiveness']:.3f} "
+            f"| {row['sufficiency']:.3f} | {row['log_odds_drop']:.2f} | {row['agreement']:.2f} "
+            f"| {reliability} | {residual} | {seconds} |"
+        )
+    return "\n".join(lines)
+
+
 def summary(result: Mapping[str, Any]) -> str:
     """Says in one line what an evaluation was made on."""
     return (

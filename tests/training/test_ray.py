@@ -1,0 +1,161 @@
+"""The same run on a Ray cluster of two workers, one of which is killed."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.attribution.ray_engine import RayEngine
+from training.attribution.run import attribute_texts, run_locally
+from training.attribution.store import AttributionStore
+from training.blackbox.source import BlackBoxSource
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = {f"t{number}": f"film {number} was great and not dull ." for number in range(12)}
+# In a worker it waits until there are two, so that both have work; at its third call, after the
+# flag was raised, one of them kills its own process.
+MODULE = """
+import os, signal, time
+from pathlib import Path
+from typing import Any
+import numpy as np
+
+HERE = Path(__file__).parent
+CALLS = []
+
+def predict(texts):
+    CALLS.append(len(texts))
+    if os.getpid() != int((HERE / "driver").read_text()):
+        (HERE / f"worker.{os.getpid()}").touch()
+        deadline = time.monotonic() + 60
+        while len([*HERE.glob("worker.*")]) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    if (HERE / "raised").exists() and len(CALLS) == 3:
+        try:
+            (HERE / f"killed.{os.getpid()}").touch()
+            os.rename(HERE / "raised", HERE / "lowered")  # of two workers one succeeds
+        except FileNotFoundError:
+            (HERE / f"killed.{os.getpid()}").unlink()
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    odds = np.array([1.5 * ("great" in text) - 0.75 * ("dull" in text) for text in texts])
+    chance = 1 / (1 + np.exp(-odds))
+    return np.stack([1 - chance, chance], axis=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the function's file lies."""
+    folder = tmp_path_factory.mktemp("module")
+    (folder / "l2e_ray_toy.py").write_text(MODULE, encoding="utf-8")
+    (folder / "driver").write_text(str(os.getpid()), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(folder):
+    """A local cluster of two processors whose actors find `training` and the function."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ray's own imports and sockets
+        import ray
+
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=80 * 2**20,
+            runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}},
+        )
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture
+def module(folder, monkeypatch):
+    """The current folder is that of the function."""
+    monkeypatch.chdir(folder)
+    path = [*sys.path]
+    yield folder
+    sys.path[:] = path
+    sys.modules.pop("l2e_ray_toy", None)
+
+
+@pytest.fixture
+def run(cluster, tmp_path):
+    """Attributes our texts, two to a shard, on two workers or here."""
+
+    def attribute(source, folder, *, workers=2, **changes):
+        store = AttributionStore(tmp_path / folder, {"black_box": "toy"})
+        engine = RayEngine(source, workers) if workers else run_locally
+        settings: dict[str, Any] = {"teacher": "kernel_shap", "budget": 14, **changes}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ray's own threads and files
+            return attribute_texts(
+                source.open(), TEXTS, seed=0, store=store, shard=2, engine=engine, **settings
+            )
+
+    return attribute
+
+
+@pytest.fixture
+def files(tmp_path):
+    return lambda folder: {
+        path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.parquet")
+    }
+
+
+def same(found, expected):
+    assert [record.id for record in found] == [record.id for record in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.weights.tobytes() == theirs.weights.tobytes()
+        assert (mine.value, mine.target, mine.budget) == (
+            theirs.value,
+            theirs.target,
+            theirs.budget,
+        )
+
+
+def test_two_workers_write_the_same_files(run, files, module):
+    source = BlackBoxSource("l2e_ray_toy:predict")
+    same(run(source, "cluster"), run(source, "here", workers=0))
+    assert files("cluster") == files("here")
+    workers = [*module.glob("worker.*")]
+    assert len(workers) == 2
+    for path in workers:
+        path.unlink()
+
+
+def test_one_of_them_may_be_killed(run, files, module):
+    """While a budget grows from what the driver has stored."""
+    source = BlackBoxSource("l2e_ray_toy:predict")
+    for folder in ("killed", "here"):
+        run(source, folder, workers=0, budget=8)
+    (module / "raised").touch()
+    found = run(source, "killed")
+    assert (module / "lowered").exists()
+    assert len([*module.glob("killed.*")]) == 1
+    assert len([*module.glob("worker.*")]) == 3  # one in place of the one that died
+    same(found, run(source, "here", workers=0))
+    assert files("killed") == files("here")
+
+
+def test_a_checkpoint_gives_the_same_files(run, files, lively_checkpoint):
+    """The worker opens it for itself."""
+    source = BlackBoxSource(str(lively_checkpoint), max_tokens=32, overlap=4)
+    expected = run(source, "here", workers=0, teacher="occlusion")
+    same(run(source, "cluster", workers=1, teacher="occlusion"), expected)
+    assert files("cluster") == files("here")
+
+
+def test_nothing_to_do_starts_nothing(module):
+    engine = RayEngine(BlackBoxSource("l2e_ray_toy:predict"), 2)
+    black_box = BlackBoxSource("l2e_ray_toy:predict").open()
+    assert [*engine(black_box, None, [])] == []  # type: ignore[arg-type]

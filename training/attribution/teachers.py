@@ -1,0 +1,67 @@
+"""The teachers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from training.attribution import (
+    deep_shap,
+    gradient,
+    integrated_gradients,
+    kernel_shap,
+    lime,
+    lrp,
+    occlusion,
+    permutation_shap,
+)
+from training.attribution.ensemble import PREFIX, EnsembleTeacher
+from training.attribution.record import Teacher
+
+TEACHERS: Mapping[str, Teacher] = {
+    module.TEACHER.name: module.TEACHER
+    for module in (
+        occlusion,
+        gradient,
+        integrated_gradients,
+        lrp,
+        lime,
+        kernel_shap,
+        permutation_shap,
+        deep_shap,
+    )
+}
+
+# The others spend what the text or the network takes and ignore a budget.
+BUDGETED = frozenset({"integrated_gradients", "lime", "kernel_shap", "permutation_shap"})
+
+
+def teacher_named(name: str) -> Teacher:
+    """Returns a teacher.
+
+    Args:
+        name: of one, or `ensemble:NAME+NAME…`.
+
+    Raises:
+        ValueError: naming those that exist.
+    """
+    if not name.startswith(PREFIX):
+        if name not in TEACHERS:
+            raise ValueError(
+                f"no teacher {name!r}; choose one of {', '.join(TEACHERS)} or {PREFIX}NAME+NAME"
+            )
+        return TEACHERS[name]
+    names = name.removeprefix(PREFIX).split("+")
+    if len(set(names)) < len(names) or len(names) < 2 or any(n.startswith(PREFIX) for n in names):
+        raise ValueError(f"{name}: name two or more different teachers, {PREFIX}lime+occlusion")
+    return EnsembleTeacher(tuple(teacher_named(member) for member in names))
+
+
+def takes_budget(name: str) -> bool:
+    """Says whether a teacher, or a member of an ensemble, spends what it is given.
+
+    Raises:
+        ValueError: see `teacher_named`.
+    """
+    found = teacher_named(name)
+    members = found.members if isinstance(found, EnsembleTeacher) else (found,)
+    return any(member.name in BUDGETED for member in members)
