@@ -56,6 +56,7 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag} {value}: give at least 1")
+    _check_seed(options.seed)
     teachers = with_budgets(options.teacher, options.budget)
     _prepare()
     explainer = Explainer.load(options.bundle)
@@ -85,10 +86,11 @@ def attribute_data(options: argparse.Namespace) -> int:
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag} {value}: give at least 1")
+    _check_seed(options.seed)
     teachers = with_budgets(options.teacher or ["lime"], options.budget)
     source = BlackBoxSource(
         name=options.blackbox,
-        labels=None if options.labels is None else tuple(options.labels.split(",")),
+        labels=None if options.labels is None else _parse_labels(options.labels),
         precision=_precision(options.precision),
         mask_string=options.mask_string,
     )
@@ -169,6 +171,8 @@ def with_budgets(teachers: Sequence[str], budget: int) -> dict[str, int]:
         spends = takes_budget(name)
         if equals and not own.isdecimal():
             raise ValueError(f"--teacher {given}: write NAME or NAME=BUDGET")
+        if name in found:
+            raise ValueError(f"--teacher {name} is given twice: run once for each budget")
         found[name] = (int(own) if equals else budget) if spends else 0
     return found
 
@@ -196,6 +200,18 @@ def _check(recipe: Recipe, *, with_data: bool) -> None:
     if with_data:
         for chosen in recipe.evaluation.values():
             load(chosen.source, recipe.data.labels, recipe.data.root)
+
+
+def _parse_labels(text: str) -> tuple[str, ...]:
+    labels = tuple(label.strip() for label in text.split(","))
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise ValueError(f"--labels {text}: write A,B with a different name for each class")
+    return labels
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed}: give a number from 0 to 2^63 - 1")
 
 
 def _engine(options: argparse.Namespace, source: BlackBoxSource) -> Engine:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from training.blackbox.callable import (
     ROWS,
     CallableBlackBox,
     CallableError,
+    FunctionError,
 )
 from training.blackbox.protocol import explained_value
 
@@ -225,7 +227,7 @@ def test_other_labels_than_classes_are_refused(labels):
         (lambda texts: [[0.5, 0.5]] * (len(texts) + 1), ["shape (2, 2) for 1 texts"]),
         (lambda texts: [], ["shape (0,)"]),
         (lambda texts: [[[0.5, 0.5]]] * len(texts), ["shape (1, 1, 2)"]),
-        (lambda texts: [[0.5, math.nan]] * len(texts), ["outside 0 … 1"]),
+        (lambda texts: [[0.5, math.nan]] * len(texts), ["returned NaN"]),
         (lambda texts: [[0.5, math.inf]] * len(texts), ["outside 0 … 1"]),
         (lambda texts: [[-2.5, 3.5]] * len(texts), ["outside 0 … 1", "not logits"]),
         (lambda texts: [[-0.7, -0.6]] * len(texts), ["outside 0 … 1", "not logits"]),
@@ -275,12 +277,38 @@ def test_tensors_are_taken():
     assert black_box.labels == ("0", "1")
 
 
-def test_an_error_of_the_function_is_its_own():
+def test_an_error_of_the_function_names_the_function():
     def fail(texts):
         raise KeyError("weights")
 
-    with pytest.raises(KeyError, match="weights"):
-        CallableBlackBox(fail)
+    with pytest.raises(FunctionError, match=r"my:fail failed on 1 texts .*KeyError: 'weights'"):
+        CallableBlackBox(fail, name="my:fail")
+
+
+def test_a_function_may_return_tensors_that_require_gradients():
+    answer = torch.tensor([[0.25, 0.75]], dtype=torch.bfloat16, requires_grad=True)
+    whole, rows = (
+        lambda texts: answer.expand(len(texts), 2),
+        lambda texts: [*answer] * len(texts),
+    )
+    for predict in (whole, rows):
+        black_box = CallableBlackBox(predict)
+        found = black_box.logits([black_box.encoder.encode("a film")])
+        np.testing.assert_allclose(np.exp(found), [[0.25, 0.75]])
+
+
+def test_a_function_may_fill_the_same_array_at_each_call():
+    buffer = np.zeros((256, 2))
+
+    def predict(texts):
+        chance = [0.1 + 0.8 * (int(text) % 7) / 7 if text.isdecimal() else 0.5 for text in texts]
+        buffer[: len(texts)] = np.stack([chance, 1 - np.array(chance)], axis=1)
+        return buffer[: len(texts)]
+
+    black_box = CallableBlackBox(predict)
+    documents = [black_box.encoder.encode(str(number)) for number in range(300)]
+    expected = [0.1 + 0.8 * (number % 7) / 7 for number in range(300)]
+    np.testing.assert_allclose(np.exp(black_box.logits(documents))[:, 0], expected)
 
 
 def test_the_function_may_change_its_argument():

@@ -164,6 +164,11 @@ def test_teachers_carry_their_own_budgets():
     assert found == {"lime": 500, "occlusion": 0, "integrated_gradients": 20}
 
 
+def test_a_teacher_with_two_budgets_is_refused_not_overwritten():
+    with pytest.raises(ValueError, match="lime is given twice"):
+        with_budgets(["lime=50", "lime=20"], 20)
+
+
 @pytest.mark.parametrize("given", ["tarot", "lime=", "lime=many", "lime=-3"])
 def test_a_teacher_that_cannot_be_used_is_refused(given):
     with pytest.raises(ValueError, match=r"teacher"):

@@ -106,7 +106,7 @@ def test_relevance_and_what_biases_absorb_sum_to_the_difference(
     black_box = make_network(network, classes, attention)
     document = black_box.encoder.encode(LONG)
     with frozen(black_box.model):
-        batch = embed(black_box, [document], np.array([1]), exact=True)
+        batch = embed(black_box, [document], np.array([1]))
         relevances = lrp.relevances(batch, 0)
         inputs = batch.full.clone().requires_grad_()
         constants = [

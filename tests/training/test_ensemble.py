@@ -36,6 +36,8 @@ def test_ranks_by_hand():
     np.testing.assert_allclose(mean_ranks([np.array([2.0, -2, 0, 1])]), [0.875, -0.875, 0, 0.5])
     both = mean_ranks([np.array([3.0, -1, 0.5, -9]), np.array([2.0, -2, 0, 1])])
     np.testing.assert_allclose(both, [0.8125, -0.6875, 0.125, -0.25])
+    rounding = mean_ranks([np.array([5.0, 5e-12, 5.0 + 1e-12, -1e-12])])
+    np.testing.assert_allclose(rounding, [0.875, 0, 0.875, 0])
     assert mean_ranks([np.zeros(0), np.zeros(0)]).shape == (0,)
     assert mean_ranks([np.array([-7.0])]).tolist() == [-1]
 

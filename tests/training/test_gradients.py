@@ -34,9 +34,9 @@ def explain(black_box, texts, name, *, targets=1, budget=None):
     return MODULES[name].TEACHER.attribute(black_box, documents, targets, budget=budget, seed=0)
 
 
-def embedded(black_box, text, target=1, *, exact=True):
+def embedded(black_box, text, target=1):
     """One text in the form that the teachers' functions take."""
-    return embed(black_box, [black_box.encoder.encode(text)], np.array([target]), exact=exact)
+    return embed(black_box, [black_box.encoder.encode(text)], np.array([target]))
 
 
 def to_words(document, pieces):

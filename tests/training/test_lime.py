@@ -3,6 +3,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lime.lime_text import LimeTextExplainer
 
 from training.attribution import lime
@@ -75,6 +77,13 @@ def test_a_single_word_can_be_explained(linear_black_box):
     null = 99 * math.exp(-8)
     scatter = null / (1 + null)
     assert record.weights == pytest.approx([0.75 * scatter / (1 + scatter)])
+
+
+@given(st.integers(1, 40), st.integers(2, 60), st.integers(2, 60), st.integers(0, 99))
+def test_fewer_draws_are_the_first_of_more(words, one, other, seed):
+    small, large = sorted((one, other))
+    first, more = (draw(words, copies, np.random.default_rng(seed)) for copies in (small, large))
+    assert (more[:small] == first).all()
 
 
 def test_the_neighbourhood_is_that_of_lime():

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import parquet as pq
 
 from models import bundle as bundles
 from models.explainer import Explainer
@@ -73,6 +75,17 @@ def test_stages_out_of_order_say_which_comes_first(recipe_path, tmp_path):
         run_recipe(recipe_path, [], tmp_path, "attribute")
     with pytest.raises(RecipeError, match="stage train first"):
         run_recipe(recipe_path, [], tmp_path, "export")
+
+
+def test_several_teachers_may_teach_at_once(finished, recipe_path, tmp_path):
+    shutil.copytree(finished / "blackbox", tmp_path / "tiny" / "blackbox")
+    overrides = ['attribution.teacher="ensemble:occlusion+lime"', "attribution.budget=6"]
+    for stage in ("attribute", "distill"):
+        assert run_recipe(recipe_path, overrides, tmp_path, stage) == 0
+    metrics = json.loads((tmp_path / "tiny" / "explainer" / "metrics.json").read_text())
+    assert metrics["history"][-1]["score"] > 0.2  # of three epochs; 0 is chance
+    stored = pq.read_table(next((tmp_path / "tiny" / "attributions" / "train").glob("*.parquet")))
+    assert {*stored["teacher"].to_pylist()} <= {"occlusion", "lime"}
 
 
 @pytest.mark.parametrize(

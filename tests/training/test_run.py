@@ -275,8 +275,9 @@ def test_a_teacher_that_samples_nothing_is_computed_anew(run, lively_black_box):
     for budget, expected in ((4, few), (10, many)):
         same(run(counted, budget=budget, **ask), expected)
     assert counted.calls == 0
-    run(lively_black_box, budget=6, **ask)
-    same(run(counted, budget=4, **ask), few)
+    between = run(lively_black_box, budget=6, **ask)
+    for budget, expected in ((6, between), (4, few)):
+        same(run(counted, budget=budget, **ask), expected)
     assert counted.calls == 0
 
 
@@ -337,3 +338,14 @@ def test_a_function_is_asked_once_to_see_whether_it_changed(run):
     asked.clear()
     run(black_box)
     assert asked == [TEXTS["t0"]]
+
+
+def test_long_texts_get_files_of_their_own(run, files):
+    """300 words of 4,000 copies are 1.2 million each: no two fit into a file of 2 million."""
+    texts = {str(row): f"{'great plot dull ' * 100} {row}" for row in range(3)} | {"short": "dull"}
+    documents = [text.split() for text in texts.values()]
+    assert {len(words) for words in documents} == {301, 1}
+    run(texts=texts, teacher="occlusion", shard=64)
+    assert len(files()) == 1  # 301 x 303 each
+    run(texts=texts, budget=4000, shard=64, folder="dear")
+    assert len(files("dear")) == 3

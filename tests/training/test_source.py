@@ -1,11 +1,14 @@
 """From a name to a black box, above all `module:function`."""
 
+import shutil
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from training.blackbox.callable import (
     CallableBlackBox,
@@ -139,6 +142,23 @@ def test_a_checkpoint_and_a_bundle_are_opened(lively_checkpoint, torch_bundle):
         assert identity(black_box) == {
             "classifier": state_digest(black_box), "precision": "bf16",
         }  # fmt: skip
+
+
+def test_an_encoder_without_a_trained_head_is_refused(lively_checkpoint, tmp_path):
+    AutoModel.from_pretrained(lively_checkpoint).save_pretrained(tmp_path)
+    shutil.copy(lively_checkpoint / "tokenizer.json", tmp_path)
+    with pytest.raises(ValueError, match=r"is not fine-tuned as a classifier \(it has no classif"):
+        BlackBoxSource(str(tmp_path), ("A", "B")).open()
+
+
+def test_a_checkpoint_in_half_precision_is_computed_in_full(lively_checkpoint, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(lively_checkpoint)
+    model.bfloat16().save_pretrained(tmp_path)
+    shutil.copy(lively_checkpoint / "tokenizer.json", tmp_path)
+    black_box = BlackBoxSource(str(tmp_path)).open()
+    assert isinstance(black_box, HuggingFaceBlackBox)
+    assert {parameter.dtype for parameter in black_box.model.parameters()} == {torch.float32}
+    assert identity(black_box)["classifier"]
 
 
 def test_a_bundle_has_its_own_labels(torch_bundle):

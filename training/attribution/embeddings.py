@@ -87,7 +87,7 @@ class EmbeddingTeacher:
         if not isinstance(black_box, HuggingFaceBlackBox):
             raise ValueError(f"{self.name} needs a torch black box: a bundle or a checkpoint")
         spent = [self.spent(document, budget) for document in documents]
-        with frozen(black_box.model):
+        with frozen(black_box.model), _precise(black_box, self.exact):
             ends = evaluate_copies(
                 black_box, documents, [start_masks(2, len(part.words)) for part in documents]
             )
@@ -126,9 +126,7 @@ class EmbeddingTeacher:
     ) -> list[FloatArray]:
         weights = [np.zeros(len(document.words)) for document in documents]
         for group in group_by_shape(documents, self.tokens):
-            batch = embed(
-                black_box, [documents[row] for row in group], targets[group], exact=self.exact
-            )
+            batch = embed(black_box, [documents[row] for row in group], targets[group])
             sums = self.explain(batch, budget).sum(-1).double().numpy()
             for row, values in zip(group, sums, strict=True):
                 for window, pieces in zip(documents[row].windows, values, strict=True):
@@ -151,13 +149,9 @@ def group_by_shape(documents: Sequence[Document], tokens: int) -> list[list[int]
 
 
 def embed(
-    black_box: HuggingFaceBlackBox,
-    documents: Sequence[Document],
-    targets: IntArray,
-    *,
-    exact: bool,
+    black_box: HuggingFaceBlackBox, documents: Sequence[Document], targets: IntArray
 ) -> Embedded:
-    """Embeds documents of one shape; see `EmbeddingTeacher` for `exact`."""
+    """Embeds documents of one shape."""
     length = bucket_length(len(documents[0].windows[0].input_ids))
     shape = (len(documents), len(documents[0].windows), length)
     table = black_box.model.get_input_embeddings()
@@ -175,7 +169,7 @@ def embed(
     (full, mask), (null, _) = look_up(True), look_up(False)
 
     def value(embeddings: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False) if exact else black_box.autocast():
+        with black_box.autocast():
             logits = black_box.model(
                 inputs_embeds=embeddings.flatten(0, 1), attention_mask=mask.flatten(0, 1)
             ).logits
@@ -205,6 +199,17 @@ def gradient(batch: Embedded, embeddings: Tensor) -> Tensor:
     values = batch.value(inputs, batch.mask, batch.targets)
     (found,) = torch.autograd.grad(values.sum(), inputs)
     return found
+
+
+@contextmanager
+def _precise(black_box: HuggingFaceBlackBox, exact: bool) -> Iterator[None]:
+    """Computes in float32 where `exact`: the sum of weights belongs to the ends' difference."""
+    before = black_box.precision
+    black_box.precision = "fp32" if exact else before
+    try:
+        yield
+    finally:
+        black_box.precision = before
 
 
 @contextmanager

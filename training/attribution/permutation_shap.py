@@ -2,7 +2,9 @@
 
 A walk adds the words to the null text in random order and credits each with the change; a second
 walk takes the reverse order. Long texts walk in steps of several words: a step's change is shared
-by its words, which shrinks every weight towards the mean by a known factor, so it is undone.
+by its words, which shrinks every weight towards the mean by a known factor, so it is undone. Up to
+32 words the estimate is unbiased; beyond, it is so up to interactions of two words, and a little
+of what three or more do together is spread over the others.
 """
 
 from __future__ import annotations

@@ -144,18 +144,28 @@ class Propagation(TorchFunctionMode):
 
 ELEMENTWISE = frozenset(
     {
+        functional.elu,
         functional.gelu,  # exact and by tanh
+        functional.leaky_relu,
+        functional.mish,
         functional.relu,
+        functional.relu6,
         functional.silu,
+        functional.softplus,
         torch.erf,
+        torch.exp,
         torch.pow,
         torch.relu,
         torch.sigmoid,
+        torch.square,
         torch.tanh,
+        Tensor.__pow__,
         Tensor.erf,
+        Tensor.exp,
         Tensor.pow,
         Tensor.relu,
         Tensor.sigmoid,
+        Tensor.square,
         Tensor.tanh,
     }
 )

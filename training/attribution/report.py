@@ -44,7 +44,11 @@ def to_line(
         line["eps"] = record.eps
     if reliability is not None:
         line["reliability"] = known_or_none(reliability.reliability)
-    return json.dumps(line, ensure_ascii=False)
+    # Readable, but for what some readers take for the end of a line.
+    found = json.dumps(line, ensure_ascii=False)
+    return (
+        found.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+    )
 
 
 def format_table(

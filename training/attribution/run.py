@@ -18,6 +18,9 @@ from training.blackbox.protocol import BlackBox, explained_value
 from training.runtime import progress
 
 SHARD = 64  # texts of one file: a killed run loses at most these
+# Words times evaluations of one file, some minutes of two processors: long texts, which cost most,
+# get files of their own.
+SHARD_COST = 2_000_000
 SAME = 1e-3  # relative difference of a value that a black box may give when asked again
 
 
@@ -151,8 +154,21 @@ class _Reader:
     store: AttributionStore
 
     def plan(self, pairs: Sequence[tuple[str, int]], shard: int) -> list[Job | None]:
-        """Cuts texts and targets into shards; None stands for one that is stored."""
-        return [self._job(pairs[first : first + shard]) for first in range(0, len(pairs), shard)]
+        """Cuts texts and targets into shards; None stands for one that is stored.
+
+        The cuts depend on the input alone, so that every run makes the same files.
+        """
+        parts: list[list[tuple[str, int]]] = [[]]
+        cost = 0
+        for pair in pairs:
+            document = self.black_box.encoder.encode(pair[0])
+            own = len(document.words) * self.teacher.spent(document, self.work.budget)
+            if parts[-1] and (len(parts[-1]) >= shard or cost + own > SHARD_COST):
+                parts.append([])
+                cost = 0
+            parts[-1].append(pair)
+            cost += own
+        return [self._job(part) for part in parts if part]
 
     def read(self, text: str, target: int) -> Attribution:
         """Returns a stored record, cut back to the budget where it has more."""

@@ -39,6 +39,9 @@ SCHEMA = pa.schema(
         pa.field("values", pa.list_(pa.float64()), nullable=False),
     ]
 )
+# Stored values belong to masks that are drawn again when they are read: raise this with every
+# change of what a teacher draws, of words, or of these columns.
+VERSION = 1
 _NAME = re.compile(r"[0-9a-f]{64}\.parquet")
 
 Key = tuple[bytes, int, str, int]  # digest of the text, target, teacher, seed
@@ -71,7 +74,7 @@ class AttributionStore:
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = folder
-        claim_folder(folder, key)
+        claim_folder(folder, {**key, "version": VERSION})
         self._places: dict[Key, dict[int, _Place]] = {}  # by budget
         self._open: tuple[Path, list[dict[str, Any]]] | None = None
         for path in sorted(folder.glob("*.parquet")):

@@ -27,6 +27,10 @@ class CallableError(ValueError):
     """A function cannot be used as a black box; one line with the cure."""
 
 
+class FunctionError(RuntimeError):
+    """A function raised an error; the message names both."""
+
+
 class WordEncoder:
     """Splits texts into words; a function reads text, so there are no pieces and no windows.
 
@@ -56,6 +60,7 @@ class CallableBlackBox:
 
     Raises:
         CallableError: when the function does not give what it should.
+        FunctionError: when it raises an error, now or later.
     """
 
     def __init__(
@@ -112,10 +117,17 @@ class CallableBlackBox:
 
     def _probabilities(self, texts: list[str]) -> FloatArray:
         """Calls the function and checks its answer, float64 [texts, classes]."""
-        given = self.predict(list(texts))
         try:
-            found = np.asarray(given, dtype=np.float64)
-        except (TypeError, ValueError):
+            given = self.predict(list(texts))
+        except Exception as error:
+            raise FunctionError(
+                f"{self.name} failed on {len(texts)} texts (masked copies among them): "
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
+        try:
+            # A copy: a function may fill the same array at each call.
+            found = np.array(_detached(given), dtype=np.float64)
+        except (TypeError, ValueError, RuntimeError):
             raise CallableError(
                 f"{self.name} returned {type(given).__name__}, not an array of numbers "
                 "[texts, classes]"
@@ -128,12 +140,23 @@ class CallableBlackBox:
                 f"({len(texts)}, {classes or 'classes'}): return the probability of each class, "
                 "two at least"
             )
+        if np.isnan(found).any():
+            raise CallableError(f"{self.name} returned NaN: return probabilities for any text")
         # A little over 1 is rounding; logits are a misunderstanding.
         if not np.isfinite(found).all() or found.min() < -1e-3 or found.max() > 1 + 1e-3:
             raise CallableError(
                 f"{self.name} returned numbers outside 0 … 1: return probabilities, not logits"
             )
         return found
+
+
+def _detached(given: Any) -> Any:
+    """Turns tensors, also in a list, into what numpy takes, without importing torch."""
+    if hasattr(given, "detach"):
+        return given.detach().cpu().double().numpy()
+    if isinstance(given, (list, tuple)):
+        return [_detached(part) for part in given]
+    return given
 
 
 def is_function_spec(name: str) -> bool:

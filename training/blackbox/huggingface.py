@@ -59,7 +59,13 @@ class HuggingFaceBlackBox:
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: str, labels: Sequence[str] | None, *, max_tokens: int, overlap: int
+        cls,
+        checkpoint: str,
+        labels: Sequence[str] | None,
+        *,
+        max_tokens: int,
+        overlap: int,
+        new_head: bool = True,
     ) -> HuggingFaceBlackBox:
         """Loads `package:MODULE/FOLDER`, a local folder or a hub id.
 
@@ -68,10 +74,12 @@ class HuggingFaceBlackBox:
             labels: names of the classes; None takes those of the checkpoint.
             max_tokens: longest window; lowered to what the model can take.
             overlap: between windows, in tokens.
+            new_head: whether an encoder may get a new head, to be trained.
 
         Raises:
-            DataError: when there is no such checkpoint, it lacks a fast tokenizer, or it has been
-                fine-tuned for another number of labels.
+            DataError: when there is no such checkpoint, it lacks a fast tokenizer, it has been
+                fine-tuned for another number of labels, or it is no classifier and a new head is
+                not wanted.
         """
         where = checkpoint
         if checkpoint.startswith("package:"):
@@ -84,7 +92,9 @@ class HuggingFaceBlackBox:
                 config.label2id = {label: row for row, label in enumerate(labels)}
             # Dropout inside attention would turn the fused attention kernel off.
             config.attention_probs_dropout_prob = 0.0
-            model = AutoModelForSequenceClassification.from_pretrained(where, config=config)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                where, config=config, dtype=torch.float32, output_loading_info=True
+            )
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"no checkpoint {checkpoint}: {reason}") from None
@@ -93,6 +103,11 @@ class HuggingFaceBlackBox:
                 f"checkpoint {checkpoint} is a classifier with other labels than the "
                 f"{config.num_labels} asked for: name its own labels, or start from its encoder"
             ) from None
+        if loading["missing_keys"] and not new_head:
+            raise DataError(
+                f"checkpoint {checkpoint} is not fine-tuned as a classifier (it has no "
+                f"{min(loading['missing_keys'])}): train it first, for example with l2e train"
+            )
         names = tuple(config.id2label[row] for row in range(config.num_labels))
         limit = min(max_tokens, getattr(config, "max_position_embeddings", max_tokens))
         text_encoder = TextEncoder.from_json(

@@ -48,7 +48,11 @@ class BlackBoxSource:
             black_box = _open_bundle(Path(self.name), self.labels)
         else:
             black_box = HuggingFaceBlackBox.from_checkpoint(
-                self.name, self.labels, max_tokens=self.max_tokens, overlap=self.overlap
+                self.name,
+                self.labels,
+                max_tokens=self.max_tokens,
+                overlap=self.overlap,
+                new_head=False,
             )
         black_box.precision = self.precision
         return black_box

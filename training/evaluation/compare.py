@@ -13,7 +13,7 @@ from training.attribution.record import Attribution, predicted, text_rng
 from training.attribution.reliability import split_half
 from training.attribution.report import known_or_none
 from training.attribution.run import attribute_texts
-from training.attribution.store import AttributionStore
+from training.attribution.store import VERSION, AttributionStore
 from training.attribution.teachers import teacher_named
 from training.blackbox.protocol import BlackBox
 from training.blackbox.source import identity
@@ -59,7 +59,13 @@ def compare_teachers(
     targets = [int(target) for target in predicted(black_box, documents)]
     key = identity(black_box)
     store = AttributionStore(work / "attributions" / texts_digest([str(key)])[:16], key)
-    key = {**key, "texts": texts_digest([*texts.values()]), "targets": targets, "seed": seed}
+    key = {
+        **key,
+        "version": VERSION,
+        "texts": texts_digest([*texts.values()]),
+        "targets": targets,
+        "seed": seed,
+    }
 
     def measure(name: str, weights: Sequence[Sequence[FloatArray]], what: object) -> Any:
         """Means of the measures over texts and over each text's arrays of weights."""

@@ -14,6 +14,7 @@ from models.bundle import MODEL
 from models.explainer import Explainer
 from models.text import FloatArray
 from training.attribution.record import text_rng
+from training.attribution.store import VERSION
 from training.attribution.teachers import teacher_named
 from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
 from training.data import Example, sample
@@ -99,6 +100,7 @@ def _measure_all(
         "targets": targets,
         "seed": setting.seed,
         "precision": setting.precision,
+        "version": VERSION,
     }
     explanations = {
         name: _attribute(black_box, texts, targets, name, budget, setting.seed, work, key)
