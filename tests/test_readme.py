@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from training.evaluation.report import speed_to_markdown, summary, to_markdown
+from training.evaluation.report import (
+    speed_to_markdown,
+    summary,
+    teachers_to_markdown,
+    to_markdown,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,3 +44,10 @@ def test_every_quoted_command_line_flag_exists():
     known = {flag for verb in verbs.choices.values() for flag in verb._option_string_actions}
     commands = " ".join(re.findall(r"l2e [^`\n]*(?:\n--[^`\n]*)?", README))
     assert set(re.findall(r"(?<=\s)--[a-z][a-z-]*", commands)) - {"--build", "--build-arg"} <= known
+
+
+def test_the_tables_of_teachers_are_those_of_their_file():
+    results = json.loads((ROOT / "docs/results/teachers.json").read_text(encoding="utf-8"))
+    assert results
+    for rows in results.values():
+        assert teachers_to_markdown(rows) in README
