@@ -153,3 +153,9 @@ def test_the_step_up_foretells_two_independent_runs(curved_black_box):
         apart.append(two_runs(records, others).reliability)
     assert 0.3 < np.mean(apart) < 0.99
     assert np.mean(stepped) == pytest.approx(np.mean(apart), abs=0.06)
+
+
+def test_all_coalitions_leave_nothing_to_chance(linear_black_box):
+    """Two words have one pair of coalitions: halves of it would say nothing of exact weights."""
+    found = agree(linear_black_box, ["great dull", "the weak plot"], kernel_shap.TEACHER, budget=50)
+    assert (found.reliability, found.undefined) == (pytest.approx(1.0), 0)

@@ -17,6 +17,7 @@ from training.blackbox.protocol import BlackBox, explained_value
 
 # Copies are sent to the black box in slices of this many tokens, which bounds memory.
 COPY_TOKENS = 1_000_000
+EVERYTHING = 2**62  # a budget for all copies of a text, where their number has an end
 ENDS = 2  # every draw begins with the full and the null text
 
 
@@ -102,9 +103,12 @@ class PerturbationTeacher:
         self, document: Document, record: Attribution
     ) -> tuple[FloatArray, FloatArray] | None:
         """See `Teacher.halves`; both halves know the full and the null text."""
-        size = self.unit(int(has_pieces(document).sum()))
+        words = int(has_pieces(document).sum())
+        size = self.unit(words)
         if not size:
             return None
+        if self.count(words, EVERYTHING) == len(record.values):  # all there are: nothing is chance
+            return record.weights, record.weights
         if len(record.values) < ENDS + 2 * size:  # too few for two halves: nothing to compare
             return np.zeros(len(document.words)), np.zeros(len(document.words))
         masks = self._masks(document, len(record.values), record.seed)

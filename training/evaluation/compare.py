@@ -100,8 +100,8 @@ def compare_teachers(
     draws = [_draw(document, seed) for document in documents]
     rows[RANDOM] = {
         **measure(RANDOM, draws, RANDOM),
-        "reliability": 0.0,
-        "seconds_per_text": 0.0,
+        "reliability": None,
+        "seconds_per_text": None,
         "budget": 0.0,
         "residual": None,
         "texts": len(texts),
