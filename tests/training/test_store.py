@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -269,3 +271,32 @@ def test_a_missing_key_is_named_where_there_are_attributions(store, reopen):
         reopen()
     assert "remove" in str(caught.value)  # says what to do
     assert not (store.folder / "key.json").exists()
+
+
+READS = """
+import pathlib, sys
+from training.attribution import store
+
+def threads():
+    return len(list(pathlib.Path("/proc/self/task").iterdir()))
+
+before = threads()
+content = pathlib.Path(sys.argv[1]).read_bytes()
+folder = pathlib.Path(sys.argv[2])
+store.AttributionStore(folder, {}).add(content, 0.5)
+records = store.AttributionStore(folder, {}).find("a film", -1, "lime", 2, 3)
+assert records is not None
+print(before, threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_reading_and_writing_start_no_thread(tmp_path):
+    """A thread of Arrow that outlives the work aborted a finished process once in hundreds."""
+    made = tmp_path / "made"
+    made.write_bytes(encode_records(["a film"], [PREDICTED], [record()]))
+    command = [sys.executable, "-c", READS, str(made), str(tmp_path / "folder")]
+    before, after = subprocess.run(
+        command, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert before == after

@@ -130,8 +130,7 @@ class AttributionStore:
 
     def _index(self, path: Path, content: bytes) -> None:
         columns = ["text_sha256", "asked", "target", "teacher", "seed", "budget"]
-        table = parquet.read_table(io.BytesIO(content), columns=columns)
-        for row, record in enumerate(table.to_pylist()):
+        for row, record in enumerate(_decode(content, columns)):
             for target in {record["asked"], record["target"]}:
                 key = (record["text_sha256"], target, record["teacher"], record["seed"])
                 # Two processes may have made the same record; the first name in the folder holds.
@@ -140,7 +139,7 @@ class AttributionStore:
     def _rows(self, path: Path) -> list[dict[str, Any]]:
         # Records are asked for in the order written, so one open file is enough.
         if self._open is None or self._open[0] != path:
-            self._open = path, parquet.read_table(io.BytesIO(_checked(path))).to_pylist()
+            self._open = path, _decode(_checked(path))
         return self._open[1]
 
 
@@ -211,6 +210,18 @@ def _from_row(row: Mapping[str, Any]) -> Attribution:
         values=np.array(row["values"], dtype=np.float64),
         eps=row["eps"],
     )
+
+
+def _decode(content: bytes, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Reads the rows of a Parquet file on this thread.
+
+    `parquet.read_table` reads on threads of its own, which may still hold a Python object while
+    the interpreter ends: the process then aborts or hangs after its work is done
+    (apache/arrow issues 34314 and 50482).
+    """
+    file = parquet.ParquetFile(io.BytesIO(content), pre_buffer=False)
+    rows: list[dict[str, Any]] = file.read(columns=columns, use_threads=False).to_pylist()
+    return rows
 
 
 def _checked(path: Path) -> bytes:
