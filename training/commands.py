@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from models.explainer import Explainer
+from models.text import Document
 from training.attribution.record import Attribution
 from training.attribution.reliability import split_half
 from training.attribution.report import format_table, to_line
-from training.attribution.run import Engine, attribute_texts, run_locally
+from training.attribution.run import Engine, attribute_texts, check_budgets, run_locally
 from training.attribution.store import AttributionStore
-from training.attribution.teachers import takes_budget, teacher_named
+from training.attribution.teachers import default_budget, teacher_named
 from training.blackbox.protocol import BlackBox
 from training.blackbox.source import BlackBoxSource, identity
 from training.config import DataSource, Recipe, read_comparison, read_recipe
@@ -105,6 +106,7 @@ def attribute_data(options: argparse.Namespace) -> int:
                 known = ", ".join(black_box.labels)
                 raise ValueError(f"--target {options.target}: the black box knows {known}")
             targets = dict.fromkeys(texts, black_box.labels.index(options.target))
+        check_budgets(black_box, texts.values(), teachers)
         key = identity(black_box, options.blackbox)
         folder = options.runs / "attributions" / texts_digest([json.dumps(key)])[:16]
         store = AttributionStore(folder, key)
@@ -130,6 +132,9 @@ def compare(options: argparse.Namespace) -> int:
         examples = load(part.source, root=chosen.root)
         limit = len(examples) if part.limit is None else part.limit
         texts[name] = sample(examples, limit, chosen.seed)
+    black_box = BlackBoxSource(chosen.blackbox).open()
+    for name, part in chosen.evaluation.items():
+        check_budgets(black_box, [example.text for example in texts[name]], part.teachers)
     results = {}
     for name, part in chosen.evaluation.items():
         black_box = BlackBoxSource(chosen.blackbox, precision=part.precision).open()
@@ -155,25 +160,28 @@ def bench(options: argparse.Namespace) -> int:
     return 0
 
 
-def with_budgets(teachers: Sequence[str], budget: int) -> dict[str, int]:
+def with_budgets(teachers: Sequence[str], budget: int | None) -> dict[str, int]:
     """Gives each teacher its budget, 0 where the text decides how much is spent.
 
     Args:
         teachers: `NAME` or `NAME=BUDGET`.
-        budget: of those that name none.
+        budget: of those that name none; None leaves it to `default_budget`.
 
     Raises:
-        ValueError: on an unknown teacher or a budget that is no number.
+        ValueError: on an unknown teacher, a budget that is no number or one that is too small for
+            any text.
     """
     found = {}
     for given in teachers:
         name, equals, own = given.strip().partition("=")
-        spends = takes_budget(name)
+        default = default_budget(name)
         if equals and not own.isdecimal():
             raise ValueError(f"--teacher {given}: write NAME or NAME=BUDGET")
         if name in found:
             raise ValueError(f"--teacher {name} is given twice: run once for each budget")
-        found[name] = (int(own) if equals else budget) if spends else 0
+        chosen = int(own) if equals else default if budget is None else budget
+        found[name] = chosen if default else 0
+        _check_budget(name, found[name])
     return found
 
 
@@ -192,14 +200,18 @@ def parse_label_map(text: str) -> Mapping[str, str]:
 
 def _check(recipe: Recipe, *, with_data: bool) -> None:
     """Finds now what a later stage would only find hours from now."""
-    for name in (
-        recipe.attribution.teacher,
-        *(name for chosen in recipe.evaluation.values() for name in chosen.teachers),
-    ):
-        teacher_named(name)
+    _check_budget(recipe.attribution.teacher, recipe.attribution.budget)
+    for chosen in recipe.evaluation.values():
+        for name, budget in chosen.teachers.items():
+            _check_budget(name, budget)
     if with_data:
         for chosen in recipe.evaluation.values():
             load(chosen.source, recipe.data.labels, recipe.data.root)
+
+
+def _check_budget(name: str, budget: int) -> None:
+    """Refuses a budget that is too small even for a text without words."""
+    teacher_named(name).spent(Document("", (), ()), budget)
 
 
 def _parse_labels(text: str) -> tuple[str, ...]:

@@ -29,6 +29,9 @@ def fail(texts):
     raise RuntimeError("the disk is\\nfull")
 def logits(texts):
     return [[-3.0, 3.0]] * len(texts)
+class Model:
+    predict_proba = staticmethod(predict_proba)
+model = Model()
 constant = 3
 """
 TEXTS = {"a": "a great plot", "b": "so dull , a dull ☕ !", "c": "great great  great"}
@@ -113,7 +116,7 @@ def test_a_function_of_the_current_folder_is_explained(here):
         assert "loading the weights" in shown
         assert "\r" not in shown  # no bar where there is no terminal
     # At least one of them found nothing done yet.
-    assert any("kernel_shap attributions: 1/1" in shown for _, shown in outputs)
+    assert any("kernel_shap attributions: 3/3 texts in" in shown for _, shown in outputs)
 
 
 # The line
@@ -172,12 +175,31 @@ def test_the_teacher_is_lime_unless_it_is_named(attribute):
     assert {(line["teacher"], line["budget"], line["seed"]) for line in found} == {("lime", 200, 0)}
 
 
+def test_integrated_gradients_take_twenty_steps_unless_it_is_said(attribute, torch_bundle):
+    """Their budget is not that of samples."""
+    teachers = ("--teacher", "integrated_gradients", "--teacher", "lime")
+    ask = (*teachers, "--precision", "fp32", "--json", "-")
+    found = lines(attribute(*ask, blackbox=torch_bundle.path))
+    assert [line["budget"] for line in found] == [22] * 3 + [200] * 3
+    found = lines(attribute(*ask, "--budget", "6", blackbox=torch_bundle.path))
+    assert [line["budget"] for line in found] == [6] * 6
+
+
+def test_a_method_is_a_function(attribute):
+    ask = ("--teacher", "occlusion", "--json", "-")
+    found = attribute(*ask, blackbox="mymodule:model.predict_proba")
+    assert found.stdout == attribute(*ask).stdout != ""
+
+
 def test_reliability_is_in_the_lines_and_in_the_table(attribute):
-    ask = ("--teacher", "occlusion", "--teacher", "kernel_shap=60", "--reliability")
+    ask = ("--teacher", "occlusion", "--teacher", "lime=20", "--reliability")
     found = lines(attribute(*ask, "--json", "-"))
     assert {line["reliability"] for line in found[:3]} == {1.0}
     [value] = {line["reliability"] for line in found[3:]}
     assert -1 <= value < 1
+    exact = lines(attribute("--teacher", "kernel_shap=60", "--reliability", "--json", "-"))
+    # Of a sum halves differ by rounding alone, which is a tie.
+    assert [line["reliability"] for line in exact] == [pytest.approx(1)] * 3
     table = attribute(*ask).stdout.splitlines()
     assert table[1].split()[-1] == "1.000"
     assert table[2].split()[-1] == f"{value:.3f}"
@@ -191,12 +213,12 @@ def test_reliability_that_is_undefined_is_null(attribute):
 
 
 def test_a_second_run_asks_only_what_is_new(attribute):
-    """One text, to see whether the function still is what it was; then the difference."""
+    """A few copies of each text, to see whether the function still is what it was."""
     first = attribute("--teacher", "permutation_shap=64", "--json", "-")
     assert "asked" in first.stderr
     again = attribute("--teacher", "permutation_shap=64", "--json", "-")
     assert again.stdout == first.stdout
-    assert [line for line in again.stderr.splitlines() if "asked" in line] == ["asked 1"] * 2
+    assert [line for line in again.stderr.splitlines() if "asked" in line] == ["asked 1", "asked 9"]
 
 
 def test_a_function_whose_file_changed_starts_anew(attribute, here):
@@ -327,6 +349,7 @@ def test_bad_values(attribute, flags, words):
     [
         ("nomodule:f", ["nomodule:f: no module nomodule"], 2),
         ("mymodule:g", ["mymodule has no function g"], 2),
+        ("mymodule:model.predict", ["model, a Model, has no attribute predict"], 2),
         ("mymodule:constant", ["mymodule:constant is a int"], 2),
         ("mymodule:logits", ["mymodule:logits returned numbers outside 0 … 1"], 2),
         ("mymodule:fail", ["RuntimeError: the disk is"], 1),
@@ -349,3 +372,51 @@ def test_either_data_or_a_recipe(here, capsys):
     for arguments in (["attribute"], ["attribute", "a.toml", "--data", "texts.jsonl"]):
         assert main(arguments) == 2
         assert "either --data PATH or a RECIPE.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--teacher", "lime=5"), "--teacher"),
+        (("--budget", "100"), "--budget"),
+        (("--seed", "0"), "--seed"),  # the default says no less
+        (("--engine=local",), "--engine"),
+        (("--prec", "auto"), "--precision"),
+        (("--reliability",), "--reliability"),
+        (("--text-column", "text"), "--text-column"),
+        (("--blackbox", "mymodule:f", "--set", "seed=1"), "--blackbox"),
+        (("--json", "-"), "--json"),
+    ],
+)
+def test_a_recipe_leaves_no_say_to_other_flags(here, capsys, flags, named):
+    for arguments in (["a.toml", *flags], [*flags, "a.toml"]):
+        assert main(["attribute", *arguments]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line == (
+            f"l2e attribute: {named} has no say beside a.toml: change the recipe, there or with "
+            f"--set KEY=VALUE, or leave {named} out"
+        )
+
+
+def test_flags_of_a_recipe_are_taken_with_one_and_refused_without(here, capsys):
+    flags = ["--set", "seed=1", "--runs", "here", "--debug"]
+    with pytest.raises(ValueError, match=r"no recipe at a\.toml"):
+        main(["attribute", "a.toml", *flags])
+    assert main(["attribute", "--data", "texts.jsonl", "--set", "seed=1"]) == 2
+    assert "--set changes a recipe: name the RECIPE.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("teachers", "words"),
+    [
+        (("lime", "kernel_shap=3"), ["kernel_shap needs a budget of at least 4, not 3"]),
+        (("lime", "permutation_shap=9"), ["at least 14 for a text of 7 words, not 9"]),
+        (("lime", "ensemble:lime+permutation_shap=9"), ["at least 14 for a text of 7 words"]),
+        (("lime", "gradient"), ["gradient needs a torch black box"]),
+    ],
+)
+def test_a_later_teacher_is_refused_before_the_first_works(attribute, here, teachers, words):
+    done = attribute(*(part for name in teachers for part in ("--teacher", name)))
+    refused(done, *words)
+    assert [line for line in done.stderr.splitlines() if "asked" in line] in ([], ["asked 1"])
+    assert [*here.rglob("*.parquet")] == []

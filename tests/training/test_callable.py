@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.text import check_text
-from training.attribution.record import PREDICTED, has_pieces
+from training.attribution.record import PREDICTED, has_pieces, predicted
 from training.attribution.teachers import TEACHERS, teacher_named
 from training.blackbox.callable import (
     EPS,
@@ -165,6 +165,43 @@ def test_probabilities_of_several_labels_need_not_sum_to_one():
     black_box = CallableBlackBox(always(0.9, 0.8), ("FUN", "SAD"))
     logits = black_box.logits([black_box.encoder.encode("a")])
     assert explained_value(black_box, logits, 1)[0] == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ((0.9999999, 0.99999995), 1),  # both are clipped to 1 - 1e-6
+        ((0.99999995, 0.9999999), 0),
+        ((1e-9, 3e-7, 2e-7), 1),  # all are clipped to 1e-6
+        ((0.2, 1.0, 0.9999999), 1),
+        ((0.2, 0.9999999, 1 + 1e-9), 2),
+        ((1.0, 1.0), 0),  # the first of equal ones
+        ((0.25, 0.375, 0.375), 1),
+        ((0.3, np.nextafter(0.3, 1), 0.1), 1),  # their logarithms are one number
+    ],
+)
+@pytest.mark.parametrize("teacher", ["occlusion", "lime", "ensemble:lime+kernel_shap"])
+def test_the_predicted_class_is_that_before_clipping(row, expected, teacher):
+    black_box = CallableBlackBox(always(*row))
+    documents = [black_box.encoder.encode(text) for text in ("a great plot", "dull")]
+    assert predicted(black_box, documents).tolist() == [expected] * 2
+    targets = np.full(2, PREDICTED)
+    records = teacher_named(teacher).attribute(black_box, documents, targets, budget=8, seed=0)
+    assert [record.target for record in records] == [expected] * 2
+
+
+def test_only_classes_that_look_alike_are_asked_for_again():
+    asked = []
+
+    def predict(texts):
+        asked.append(list(texts))
+        return [[0.9999999, 0.99999995] if "tie" in text else [0.25, 0.75] for text in texts]
+
+    black_box = CallableBlackBox(predict)
+    documents = [black_box.encoder.encode(text) for text in ("a film", "one tie", "two tie")]
+    asked.clear()
+    assert predicted(black_box, documents).tolist() == [1, 1, 1]
+    assert asked == [["a film", "one tie", "two tie"], ["one tie", "two tie"]]
 
 
 @pytest.mark.parametrize("teacher", MASKING)

@@ -101,7 +101,9 @@ def test_bench_prints_json(torch_bundle, capsys):
     ("override", "words"),
     [
         ("attribution.teacher=tarot", ["no teacher 'tarot'"]),
+        ("attribution.budget=2", ["lime needs a budget of at least 3, not 2"]),
         ("evaluation.dev.teachers={ runes = 3 }", ["no teacher 'runes'"]),
+        ("evaluation.dev.teachers={ lime = 2 }", ["lime needs a budget of at least 3, not 2"]),
         ("evaluation.dev.source.path=gone.tsv", ["no data at", "gone.tsv"]),
         ("evaluation.dev.source.label_map={}", ["dev.tsv has labels 0", "expected NEG, POS"]),
     ],
@@ -162,6 +164,17 @@ def test_quick_work_is_one_line_and_no_work_none(capsys):
 def test_teachers_carry_their_own_budgets():
     found = with_budgets(["lime=500", "occlusion", "integrated_gradients"], 20)
     assert found == {"lime": 500, "occlusion": 0, "integrated_gradients": 20}
+
+
+def test_a_teacher_has_a_budget_where_nobody_names_one():
+    names = ["lime", "integrated_gradients", "lrp", "ensemble:lrp+integrated_gradients"]
+    names += ["kernel_shap=50", "ensemble:lime+integrated_gradients"]
+    assert [*with_budgets(names, None).values()] == [200, 22, 0, 22, 50, 200]
+
+
+def test_a_budget_that_is_too_small_for_any_text_is_refused():
+    with pytest.raises(ValueError, match="integrated_gradients needs a budget of at least 3"):
+        with_budgets(["lime", "integrated_gradients=2"], None)
 
 
 def test_a_teacher_with_two_budgets_is_refused_not_overwritten():

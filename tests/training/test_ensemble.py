@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 from models.explainer import Explainer
 from training.attribution.ensemble import EnsembleTeacher, mean_ranks
 from training.attribution.record import PREDICTED
+from training.attribution.reliability import split_half
 from training.attribution.run import attribute_texts
 from training.attribution.store import AttributionStore
 from training.attribution.teachers import TEACHERS, teacher_named
@@ -136,3 +137,14 @@ def test_any_teachers_may_be_members():
     assert isinstance(found, EnsembleTeacher)
     assert [member.name for member in found.members] == [*TEACHERS]
     assert teacher_named(found.name) == found
+
+
+def test_where_a_member_tells_nothing_the_ensemble_tells_nothing(paired_black_box):
+    """Fifteen words, fifteen pairs: Kernel SHAP's halves are undefined there."""
+    document = paired_black_box.encoder.encode(" ".join(["film"] * 15))
+    for name in ("kernel_shap", "ensemble:occlusion+kernel_shap", "ensemble:lime+kernel_shap"):
+        teacher = teacher_named(name)
+        records = teacher.attribute(paired_black_box, [document], np.array([1]), budget=32, seed=0)
+        found = split_half(teacher, [document], records)
+        assert np.isnan(found.reliability), name
+        assert found.undefined == 1

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from training.attribution.ray_engine import RayEngine
-from training.attribution.run import attribute_texts, run_locally
+from training.attribution.ray_engine import RayEngine, Worker, share
+from training.attribution.run import Work, attribute_texts, run_locally
 from training.attribution.store import AttributionStore
 from training.blackbox.source import BlackBoxSource
 
@@ -149,3 +150,25 @@ def test_nothing_to_do_starts_nothing(module):
     engine = RayEngine(BlackBoxSource("l2e_ray_toy:predict"), 2)
     black_box = BlackBoxSource("l2e_ray_toy:predict").open()
     assert [*engine(black_box, None, [])] == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "processors"),
+    [
+        ([2.0], 2, 1), ([16.0], 2, 8), ([16.0], 3, 5), ([16.0], 1, 16), ([4.0, 4.0, 4.0], 2, 4),
+        ([4.0, 4.0, 4.0], 4, 2), ([8.0, 2.0], 3, 2), ([8.0, 2.0], 2, 4), ([1.0], 4, 1),
+        ([0.5, 0.0], 1, 1), ([], 2, 1),
+    ],
+)  # fmt: skip
+def test_processors_are_shared_among_the_workers(machines, workers, processors):
+    """Each lives on one machine."""
+    assert share(machines, workers) == processors
+
+
+def test_a_worker_uses_as_many_threads_as_it_has_processors(module):
+    """Not one for each processor of the machine, which other workers have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    Worker(BlackBoxSource("l2e_ray_toy:predict"), Work("lime", 8, 0), 1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)

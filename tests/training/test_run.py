@@ -1,9 +1,12 @@
 """Runs of a teacher over many texts: killed, resumed, extended; the files: test_store.py."""
 
+import io
+
 import numpy as np
 import pytest
 
 from training.attribution.record import PREDICTED
+from training.attribution.report import TextProgress
 from training.attribution.run import Job, attribute_texts, run_locally
 from training.attribution.store import AttributionStore, StoreError
 from training.attribution.teachers import TEACHERS, teacher_named
@@ -326,18 +329,126 @@ def test_a_function_that_answers_otherwise_is_refused(run):
     run(black_box, seed=2)  # nothing is known of this seed
 
 
-def test_a_function_is_asked_once_to_see_whether_it_changed(run):
+def test_the_last_digit_of_a_near_certain_probability_is_no_change(run):
+    """In single precision it moves the log-odds by 0.06 there."""
+    chance = np.float32(0.999998)
+    black_box = CallableBlackBox(lambda texts: [[1 - chance, chance]] * len(texts))
+    first = run(black_box, teacher="occlusion")
+    chance = np.nextafter(chance, np.float32(1))
+    assert np.log(chance / (1 - chance)) - first[0].value > 0.02
+    same(run(black_box, teacher="occlusion"), first)
+
+
+def test_a_function_is_asked_a_little_to_see_whether_it_changed(run):
+    """The first, a middle and the last text: whole, all masked, and the last masked copy."""
     asked = []
 
     def predict(texts):
-        asked.extend(texts)
+        asked.append(texts)
         return [[0.25, 0.75]] * len(texts)
 
     black_box = CallableBlackBox(predict)
-    run(black_box)
+    run(black_box, teacher="occlusion")
     asked.clear()
-    run(black_box)
-    assert asked == [TEXTS["t0"]]
+    run(black_box, teacher="occlusion")
+    [together] = asked
+    spread = [TEXTS[name] for name in ("t0", "t5", "t9")]
+    last = [text.removesuffix(".") + "[MASK]" for text in spread]
+    assert {*together} == {*spread, *last, " ".join(["[MASK]"] * 12)}
+
+
+@pytest.mark.parametrize("changed", [TEXTS["t9"], " ".join(["[MASK]"] * 12), "of it [MASK]"])
+def test_a_change_that_the_first_text_does_not_show_is_found(changed, run):
+    late = False
+
+    def predict(texts):
+        chance = [0.75 - 0.25 * (late and text.endswith(changed)) for text in texts]
+        return np.stack([1 - np.array(chance), chance], axis=1)
+
+    black_box = CallableBlackBox(predict)
+    run(black_box, teacher="occlusion")
+    late = True
+    with pytest.raises(StoreError, match=r"answered otherwise \(1\.099 then, 0 now\)"):
+        run(black_box, teacher="occlusion")
+
+
+# Ensembles
+
+
+class Wavering:
+    """A near tie that rounding decides, at each call otherwise."""
+
+    def __init__(self, inner):
+        self.inner, self.calls = inner, []
+        self.labels, self.encoder, self.eps = inner.labels, inner.encoder, inner.eps
+
+    def logits(self, documents, keep=None):
+        self.inner.bias = 1e-13 * (-1) ** len(self.calls)
+        self.calls.append(len(documents))
+        return self.inner.logits(documents, keep)
+
+
+def test_members_that_disagree_about_a_near_tie_are_asked_again(run, linear_black_box):
+    """Those texts only, for the class of the first member; what was stored stays."""
+    texts = {"a": "great film", "tie": "the film was"}
+    wavering = Wavering(linear_black_box)
+    found = run(wavering, texts=texts, teacher=ENSEMBLE)
+    assert [[part.target for part in record.members] for record in found] == [[1, 1], [1, 1]]
+    assert len(wavering.calls) == 3
+    assert wavering.calls[2] == found[1].members[1].budget
+    same(run(wavering, texts=texts, teacher=ENSEMBLE), found)
+    lime, kernel = (run(wavering, texts=texts, teacher=name) for name in ("lime", "kernel_shap"))
+    assert [[record.target for record in records] for records in (lime, kernel)] == [[1, 1], [1, 0]]
+    assert len(wavering.calls) == 3
+
+
+def test_a_member_that_lacks_budget_is_named_before_any_work(run, linear_black_box, files):
+    with pytest.raises(ValueError, match="permutation_shap needs a budget of at least 24 for a"):
+        run(teacher="ensemble:lime+permutation_shap", budget=23)
+    assert (linear_black_box.calls, files()) == ([], {})
+
+
+# How far it is
+
+
+def test_texts_are_counted_not_files(run, capsys):
+    run(texts={name: TEXTS[name] for name in ("t0", "t1", "t2", "t3")})
+    assert capsys.readouterr().err == "lime attributions: 4/4 texts in 0:00:00\n"
+    run()
+    assert capsys.readouterr().err.splitlines() == [
+        "lime attributions: 4/10 texts done already",
+        "lime attributions: 10/10 texts in 0:00:00",
+    ]
+    run()
+    assert capsys.readouterr().err == ""
+
+
+def test_time_is_told_by_what_a_shard_took(capsys):
+    """Sixty texts in a minute, a hundred left."""
+    with TextProgress("lime", 200, 40, every=0) as progress:
+        progress.started -= 60
+        progress.add(60)
+        progress.add(100)
+    assert capsys.readouterr().err.splitlines() == [
+        "lime: 40/200 texts done already",
+        "lime: 100/200 texts done, about 0:01:40 left",
+        "lime: 200/200 texts in 0:01:00",
+    ]
+
+
+def test_on_a_terminal_it_is_a_bar_that_starts_where_it_was(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with TextProgress("lime", 200, 40) as progress:
+        assert "40/200" in terminal.getvalue()
+        progress.add(60)
+    assert "100/200" in terminal.getvalue()
+
+
+# Files
 
 
 def test_long_texts_get_files_of_their_own(run, files):

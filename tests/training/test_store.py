@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.attribution.record import PREDICTED, Attribution
-from training.attribution.store import AttributionStore, StoreError, encode_records
+from training.attribution.store import OPEN, AttributionStore, StoreError, encode_records
 
 KEY = {"black_box": "linear", "precision": "fp32"}
 FIELDS = ("target", "teacher", "budget", "seed", "eps")
@@ -300,3 +300,22 @@ def test_reading_and_writing_start_no_thread(tmp_path):
         command, check=True, capture_output=True, text=True
     ).stdout.split()
     assert before == after
+
+
+def test_files_that_take_turns_are_read_once_each(store):
+    """Only a few are kept: memory does not grow with the store."""
+    texts = [f"film {number}" for number in range(2 * OPEN)]
+    paths = [put(store, record(value=float(row)), text=text) for row, text in enumerate(texts)]
+    for text in texts[:OPEN]:
+        get(store, text=text)
+    for path in paths[:OPEN]:
+        path.unlink()
+    for _ in range(2):
+        assert [get(store, text=text).value for text in texts[:OPEN]] == [*range(OPEN)]
+    get(store, text=texts[-1])  # takes the place of the one used longest ago
+    assert get(store, text=texts[1]).value == 1
+    with pytest.raises(FileNotFoundError):
+        get(store, text=texts[0])
+    for text in texts[OPEN:]:
+        get(store, text=text)
+    assert len(store._open) == OPEN

@@ -85,11 +85,17 @@ class EnsembleTeacher:
     def halves(
         self, document: Document, record: Attribution
     ) -> tuple[FloatArray, FloatArray] | None:
-        """See `Teacher.halves`; a member that samples nothing is the same in both."""
+        """See `Teacher.halves`; a member that samples nothing is the same in both.
+
+        Where a member's halves tell nothing, those of the ensemble are constant and tell nothing.
+        """
         halves = [
             member.halves(document, part) or (part.weights, part.weights)
             for member, part in zip(self.members, record.members, strict=True)
         ]
+        for pair, part in zip(halves, record.members, strict=True):
+            if np.ptp(part.weights) > 0 and any(np.ptp(half) == 0 for half in pair):
+                return np.zeros(len(part.weights)), np.zeros(len(part.weights))
         if all(first is second for first, second in halves):
             return None
         first, second = zip(*halves, strict=True)

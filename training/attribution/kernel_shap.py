@@ -18,6 +18,9 @@ from scipy.special import gammaln
 from models.text import BoolArray, FloatArray
 from training.attribution.perturbation import ENDS, PerturbationTeacher, start_masks
 
+# Pairs over words - 1: up to the first number halves of the pairs, from the second on residuals
+# tell how reliable an estimate is; measured on toys (tests/training/test_reliability.py).
+DETERMINED = (0.8, 4 / 3)
 LISTED = 14  # up to so many words all pairs (8,191) are listed and drawn from the list
 
 
@@ -55,20 +58,69 @@ def estimate(masks: BoolArray, values: FloatArray) -> FloatArray:
         float64 [words], with the sum `values[0] - values[1]`.
     """
     words = masks.shape[1]
-    gap = values[0] - values[1]
-    share = np.full(words, gap / words)
-    coalitions = masks[ENDS:]
-    if not len(coalitions):
+    share = np.full(words, (values[0] - values[1]) / words)
+    if len(masks) == ENDS:
         return share
-    sizes = coalitions.sum(axis=1)
-    roots = np.sqrt(coalition_weights(words, len(coalitions) // 2)[sizes - 1])
-    # Weights beside the equal share sum to 0, so only their centred masks matter; rows that sum
-    # to 0 have least-norm solutions that do.
-    centred = coalitions - (sizes / words)[:, None]
-    rest = values[ENDS:] - values[1] - gap * sizes / words
-    beside, *_ = np.linalg.lstsq(centred * roots[:, None], rest * roots, rcond=None)
+    design, rest = _equations(masks, values)
+    # Weights beside the equal share sum to 0; rows that sum to 0 have least-norm solutions that do.
+    beside, *_ = np.linalg.lstsq(design, rest, rcond=None)
     result: FloatArray = share + beside - beside.mean()  # the mean is rounding error
     return result
+
+
+def halve(masks: BoolArray, values: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+    """Estimates twice around the whole estimate, each with the noise of half of the pairs.
+
+    The noise of a regression grows without bound as its equations (a pair is one) become as few as
+    its unknowns. Regressions on half of the pairs may be there while that on all is good, so they
+    say nothing of it. Instead the residuals of the odd pairs, each over the root of what its own
+    pair left it (MacKinnon and White, 1985: HC2), move the whole estimate one way, those of the
+    even pairs the other. With far fewer pairs than words there are no residuals, halves are good
+    again and taken; between, neither is, and two constants say so (`DETERMINED`).
+
+    Args:
+        masks: as for `estimate`, two pairs at least.
+        values: float64 [copies].
+
+    Returns:
+        Two arrays float64 [words], or None: take the estimates from half of the pairs.
+    """
+    pairs, unknown = (len(masks) - ENDS) // 2, masks.shape[1] - 1
+    fewest, enough = DETERMINED
+    if pairs <= fewest * unknown:
+        return None
+    if pairs < enough * unknown:
+        return np.zeros(unknown + 1), np.zeros(unknown + 1)
+    design, rest = _equations(masks, values)
+    # Both rows of a pair say the same: what is even in the two has no part in the solution.
+    residual = (rest[0::2] - rest[1::2]) / 2
+    left, scales, right = np.linalg.svd(design[0::2], full_matrices=False)
+    kept = scales > 1e-10 * scales[0]
+    left, scales, right = left[:, kept], scales[kept], right[kept]
+    residual = residual - left @ (left.T @ residual)
+    leverage = np.square(left).sum(axis=1)
+    # A pair that alone determines something has leverage 1 and no residual.
+    signed = residual / np.sqrt(np.maximum(1.0 - leverage, 1e-9))
+    signed[1::2] *= -1
+    moved = right.T @ ((left.T @ signed) / scales)
+    whole = estimate(masks, values)
+    return whole + moved, whole - moved
+
+
+def _equations(masks: BoolArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Returns the weighted least squares for the weights beside the equal share.
+
+    Returns:
+        The matrix [coalitions, words], whose rows sum to 0, and the right side [coalitions].
+    """
+    words = masks.shape[1]
+    coalitions = masks[ENDS:]
+    sizes = coalitions.sum(axis=1)
+    roots = np.sqrt(coalition_weights(words, len(coalitions) // 2)[sizes - 1])
+    # What the equal share explains is taken away, so only centred masks matter.
+    centred = coalitions - (sizes / words)[:, None]
+    rest = values[ENDS:] - values[1] - (values[0] - values[1]) * sizes / words
+    return centred * roots[:, None], rest * roots
 
 
 def coalition_weights(words: int, pairs: int) -> FloatArray:
@@ -150,4 +202,5 @@ TEACHER = PerturbationTeacher(
     estimate=estimate,
     unit=lambda words: 2 if words > 1 else 0,
     least=4,
+    halve=halve,
 )

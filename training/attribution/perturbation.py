@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.text import BoolArray, Document, FloatArray, IntArray
-from training.attribution.record import PREDICTED, Attribution, has_pieces, text_rng
+from training.attribution.record import (
+    PREDICTED,
+    Attribution,
+    has_pieces,
+    predicted,
+    text_rng,
+)
 from training.blackbox.protocol import BlackBox, explained_value
 
 # Copies are sent to the black box in slices of this many tokens, which bounds memory.
@@ -36,6 +42,8 @@ class PerturbationTeacher:
         unit: `unit(n)`, copies that belong together, such as a pair, from row 2 on; 0 where
             nothing is sampled.
         least: smallest budget.
+        halve: `halve(masks, values)`, two estimates [n] for `halves`, or None to estimate from
+            every other unit; for estimators whose noise does not halve with twice the samples.
     """
 
     name: str
@@ -44,6 +52,7 @@ class PerturbationTeacher:
     estimate: Callable[[BoolArray, FloatArray], FloatArray]
     unit: Callable[[int], int]
     least: int = 0
+    halve: Callable[[BoolArray, FloatArray], tuple[FloatArray, FloatArray] | None] | None = None
 
     def spent(self, document: Document, budget: int) -> int:
         """See `Teacher.spent`."""
@@ -73,15 +82,12 @@ class PerturbationTeacher:
             for document, mask, old in zip(documents, masks, before, strict=True)
         ]
         answers = evaluate_copies(black_box, documents, new)
+        classes = _classes(black_box, documents, targets, answers, before)
         records = []
         for document, target, mask, logits, old in zip(
-            documents, targets.tolist(), masks, answers, before, strict=True
+            documents, classes.tolist(), masks, answers, before, strict=True
         ):
-            values = np.zeros(0)
-            if old is not None:
-                target, values = old.target, old.values[: len(mask)]
-            elif target == PREDICTED:
-                target = int(logits[0].argmax())
+            values = np.zeros(0) if old is None else old.values[: len(mask)]
             values = np.concatenate([values, explained_value(black_box, logits, target)])
             records.append(
                 Attribution(
@@ -102,7 +108,7 @@ class PerturbationTeacher:
     def halves(
         self, document: Document, record: Attribution
     ) -> tuple[FloatArray, FloatArray] | None:
-        """See `Teacher.halves`; both halves know the full and the null text."""
+        """See `Teacher.halves`: from every other unit, both with the full and the null text."""
         words = int(has_pieces(document).sum())
         size = self.unit(words)
         if not size:
@@ -112,22 +118,23 @@ class PerturbationTeacher:
         if len(record.values) < ENDS + 2 * size:  # too few for two halves: nothing to compare
             return np.zeros(len(document.words)), np.zeros(len(document.words))
         masks = self._masks(document, len(record.values), record.seed)
-        number = (np.arange(len(masks)) - ENDS) // size
-        first, second = (
-            self._weights(document, masks[rows], record.values[rows])
-            for rows in ((number < 0) | (number % 2 == part) for part in (0, 1))
+        found = None if self.halve is None else self.halve(masks, record.values)
+        first, second = found or (
+            self.estimate(masks[rows], record.values[rows])
+            for rows in every_other(len(masks), size)
         )
-        return first, second
+        return _place(document, first), _place(document, second)
+
+    def copies(self, document: Document, record: Attribution) -> BoolArray:
+        """Returns which words the copies kept whose values a record holds, [values, words]."""
+        return _expand(document, self._masks(document, len(record.values), record.seed))
 
     def _masks(self, document: Document, copies: int, seed: int) -> BoolArray:
         words = int(has_pieces(document).sum())
         return self.draw(words, copies, text_rng(document.text, seed))
 
     def _weights(self, document: Document, masks: BoolArray, values: FloatArray) -> FloatArray:
-        weights = np.zeros(len(document.words))
-        if masks.shape[1]:
-            weights[has_pieces(document)] = self.estimate(masks, values)
-        return weights
+        return _place(document, self.estimate(masks, values) if masks.shape[1] else np.zeros(0))
 
 
 def evaluate_copies(
@@ -169,6 +176,41 @@ def start_masks(copies: int, words: int) -> BoolArray:
     masks = np.ones((copies, words), dtype=np.bool_)
     masks[1] = False
     return masks
+
+
+def every_other(copies: int, size: int) -> tuple[BoolArray, BoolArray]:
+    """Marks the copies of the odd and of the even units, each with the two ends."""
+    number = (np.arange(copies) - ENDS) // size
+    return (number < 0) | (number % 2 == 0), (number < 0) | (number % 2 == 1)
+
+
+def _classes(
+    black_box: BlackBox,
+    documents: Sequence[Document],
+    targets: IntArray,
+    answers: Sequence[FloatArray],
+    before: Sequence[Attribution | None],
+) -> IntArray:
+    """Returns the class to explain of each document: what is known, asked for or predicted."""
+    classes = np.array(
+        [
+            target if old is None else old.target
+            for target, old in zip(targets.tolist(), before, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    rows = np.flatnonzero(classes == PREDICTED).tolist()
+    if rows:
+        full = np.stack([answers[row][0] for row in rows])
+        classes[rows] = predicted(black_box, [documents[row] for row in rows], full)
+    return classes
+
+
+def _place(document: Document, values: FloatArray) -> FloatArray:
+    """Spreads weights over the words that they belong to; words without pieces weigh 0."""
+    weights = np.zeros(len(document.words))
+    weights[has_pieces(document)] = values
+    return weights
 
 
 def _expand(document: Document, masks: BoolArray) -> BoolArray:

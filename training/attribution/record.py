@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from models.text import BoolArray, Document, FloatArray, IntArray
+from training.blackbox.callable import CallableBlackBox
 from training.blackbox.protocol import BlackBox
 
 PREDICTED = -1  # as a target: the class that the black box predicts
@@ -100,17 +101,29 @@ class Teacher(Protocol):
     def halves(
         self, document: Document, record: Attribution
     ) -> tuple[FloatArray, FloatArray] | None:
-        """Estimates twice, from the odd and from the even samples of one record.
+        """Estimates twice, each as noisy as half of the samples of one record make it.
 
         Returns:
-            Two arrays float64 [words], or None where nothing is sampled.
+            Two arrays float64 [words], or None where nothing is sampled; constant ones where the
+            samples do not tell.
         """
         ...
 
 
-def predicted(black_box: BlackBox, documents: Sequence[Document]) -> IntArray:
-    """Returns the predicted class of each document, int64 [documents]."""
-    classes: IntArray = black_box.logits(documents).argmax(axis=1)
+def predicted(
+    black_box: BlackBox, documents: Sequence[Document], logits: FloatArray | None = None
+) -> IntArray:
+    """Returns the predicted class of each document, the first of equal ones, int64 [documents].
+
+    Args:
+        black_box: a callable decides on its probabilities before they are clipped.
+        documents: whole texts.
+        logits: float64 [documents, classes], where they are known already.
+    """
+    known = black_box.logits(documents) if logits is None else logits
+    if isinstance(black_box, CallableBlackBox):
+        return black_box.predicted(documents, known)
+    classes: IntArray = known.argmax(axis=1)
     return classes
 
 

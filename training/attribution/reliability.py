@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from models.text import Document, FloatArray
+from models.text import Document, FloatArray, IntArray
 from training.attribution.record import Attribution, Teacher
+
+# Weights that differ by less are equal: relative to the largest, and in log-odds, which are sums of
+# numbers of order 1 to 100 in float64.
+ROUNDING = 1e-9
+FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class Reliability:
         reliability: in [-1, 1]; 1 where nothing is sampled; NaN where nothing is defined.
         texts: how many there are.
         undefined: texts left out, because all weights of a half are equal, such as those of one
-            word, or the budget does not fill two halves.
+            word, or the budget does not fill two halves, or (`kernel_shap`) comes to about as many
+            pairs as there are words.
     """
 
     reliability: float
@@ -64,10 +70,27 @@ def two_runs(first: Sequence[Attribution], second: Sequence[Attribution]) -> Rel
 
 
 def rank_correlation(first: FloatArray, second: FloatArray) -> float:
-    """Returns Spearman's rho of two arrays [n], NaN where one of them is constant."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    """Returns Spearman's rho of two arrays [n], NaN where one of them is constant.
+
+    Numbers that only rounding tells apart (`ROUNDING`) share their rank.
+    """
+    levels = [_levels(np.asarray(part, dtype=np.float64)) for part in (first, second)]
+    if any(part.max(initial=0) == 0 for part in levels):
         return float("nan")
-    return float(spearmanr(first, second).statistic)
+    return float(spearmanr(*levels).statistic)
+
+
+def _levels(values: FloatArray) -> IntArray:
+    """Numbers different values in their order, from 0, int64 [n].
+
+    Neighbours in that order are one level when they are within rounding of each other, wherever
+    they lie: a grid would part some of them.
+    """
+    order = np.argsort(values, kind="stable")
+    least = max(ROUNDING * np.abs(values).max(initial=0.0), FLOOR)
+    levels = np.zeros(len(values), dtype=np.int64)
+    levels[order[1:]] = np.cumsum(np.diff(values[order]) > least)
+    return levels
 
 
 def _mean(values: Sequence[float]) -> tuple[float, int]:

@@ -42,6 +42,9 @@ SCHEMA = pa.schema(
 # Stored values belong to masks that are drawn again when they are read: raise this with every
 # change of what a teacher draws, of words, or of these columns.
 VERSION = 1
+# Decoded files that are kept: records are asked for in the order of texts, which may take turns
+# between the files of several runs.
+OPEN = 4
 _NAME = re.compile(r"[0-9a-f]{64}\.parquet")
 
 Key = tuple[bytes, int, str, int]  # digest of the text, target, teacher, seed
@@ -76,7 +79,7 @@ class AttributionStore:
         self.folder = folder
         claim_folder(folder, {**key, "version": VERSION})
         self._places: dict[Key, dict[int, _Place]] = {}  # by budget
-        self._open: tuple[Path, list[dict[str, Any]]] | None = None
+        self._open: dict[Path, list[dict[str, Any]]] = {}  # the least recently used first
         for path in sorted(folder.glob("*.parquet")):
             self._index(path, _checked(path))
 
@@ -137,10 +140,13 @@ class AttributionStore:
                 self._places.setdefault(key, {}).setdefault(record["budget"], _Place(path, row))
 
     def _rows(self, path: Path) -> list[dict[str, Any]]:
-        # Records are asked for in the order written, so one open file is enough.
-        if self._open is None or self._open[0] != path:
-            self._open = path, _decode(_checked(path))
-        return self._open[1]
+        rows = self._open.pop(path, None)
+        if rows is None:
+            rows = _decode(_checked(path))
+            if len(self._open) == OPEN:
+                del self._open[next(iter(self._open))]
+        self._open[path] = rows
+        return rows
 
 
 def claim_folder(folder: Path, key: Mapping[str, Any]) -> None:

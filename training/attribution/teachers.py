@@ -33,6 +33,11 @@ TEACHERS: Mapping[str, Teacher] = {
 
 # The others spend what the text or the network takes and ignore a budget.
 BUDGETED = frozenset({"integrated_gradients", "lime", "kernel_shap", "permutation_shap"})
+SAMPLES = 200  # where nobody names a budget
+DEFAULT_BUDGETS: Mapping[str, int] = {
+    **dict.fromkeys(BUDGETED, SAMPLES),
+    "integrated_gradients": 22,  # 20 steps: a sum along a line needs no more, and each step costs
+}
 
 
 def teacher_named(name: str) -> Teacher:
@@ -62,6 +67,17 @@ def takes_budget(name: str) -> bool:
     Raises:
         ValueError: see `teacher_named`.
     """
+    return default_budget(name) > 0
+
+
+def default_budget(name: str) -> int:
+    """Returns the budget of a teacher where nobody names one, 0 where it spends what it takes.
+
+    All members of an ensemble get the same, the largest of theirs.
+
+    Raises:
+        ValueError: see `teacher_named`.
+    """
     found = teacher_named(name)
     members = found.members if isinstance(found, EnsembleTeacher) else (found,)
-    return any(member.name in BUDGETED for member in members)
+    return max(DEFAULT_BUDGETS.get(member.name, 0) for member in members)

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.text import BoolArray, Document, FloatArray, check_text, split_words
+from models.text import BoolArray, Document, FloatArray, IntArray, check_text, split_words
 
 EPS = 1e-6  # probabilities are clipped to [EPS, 1 - EPS]
 ROWS = 256  # texts of one call
-_SPEC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_NAMES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+_SPEC = re.compile(f"{_NAMES}:{_NAMES}")
 
 Predict = Callable[[list[str]], npt.ArrayLike]
 
@@ -50,7 +51,8 @@ class WordEncoder:
 class CallableBlackBox:
     """A function `list[str] -> array [n, classes]` of probabilities.
 
-    Its `logits` are the logarithms of the probabilities, clipped to [`eps`, 1 - `eps`].
+    Its `logits` are the logarithms of the probabilities, clipped to [`eps`, 1 - `eps`]; which class
+    is predicted, `predicted` decides before they are clipped.
 
     Args:
         predict: the function.
@@ -88,7 +90,7 @@ class CallableBlackBox:
     def from_spec(
         cls, spec: str, labels: Sequence[str] | None = None, *, mask_string: str = "[MASK]"
     ) -> CallableBlackBox:
-        """Imports `module:function`; the current folder is searched last.
+        """Imports `module:function` or `module:object.method`; see `import_function`.
 
         Raises:
             CallableError: when there is no such module or function.
@@ -105,15 +107,35 @@ class CallableBlackBox:
                 mask_words(document, kept, self.encoder.mask_token)
                 for document, kept in zip(documents, keep, strict=True)
             ]
-        known = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        different = list(known)
-        parts = [
-            self._probabilities(different[first : first + ROWS])
-            for first in range(0, len(different), ROWS)
-        ]
-        found = np.concatenate([np.zeros((0, len(self.labels))), *parts])
-        result: FloatArray = np.log(np.clip(found, EPS, 1.0 - EPS))[[known[t] for t in texts]]
+        different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        found = np.log(np.clip(self._ask([*different]), EPS, 1.0 - EPS))
+        result: FloatArray = found[[different[text] for text in texts]]
         return result
+
+    def predicted(self, documents: Sequence[Document], logits: FloatArray) -> IntArray:
+        """Returns the class with the largest probability, the first of equal ones, int64 [n].
+
+        Two classes beyond `1 - eps`, or all below `eps`, look alike once they are clipped: only
+        for such documents the function is asked again.
+
+        Args:
+            documents: whole texts.
+            logits: float64 [n, classes], of these documents.
+        """
+        classes: IntArray = logits.argmax(axis=1)
+        alike = np.flatnonzero(
+            (logits == logits.max(axis=1, keepdims=True)).sum(axis=1) > 1
+        ).tolist()
+        if alike:
+            classes[alike] = self._ask([documents[row].text for row in alike]).argmax(axis=1)
+        return classes
+
+    def _ask(self, texts: list[str]) -> FloatArray:
+        """Returns the probabilities of any number of texts, float64 [texts, classes]."""
+        parts = [
+            self._probabilities(texts[first : first + ROWS]) for first in range(0, len(texts), ROWS)
+        ]
+        return np.concatenate([np.zeros((0, len(self.labels))), *parts])
 
     def _probabilities(self, texts: list[str]) -> FloatArray:
         """Calls the function and checks its answer, float64 [texts, classes]."""
@@ -160,17 +182,22 @@ def _detached(given: Any) -> Any:
 
 
 def is_function_spec(name: str) -> bool:
-    """Says whether a name reads `module:function`; `package:FOLDER/…` does not."""
+    """Says whether a name reads `module:function` or `module:object.method`.
+
+    `package:FOLDER/…` is a checkpoint.
+    """
     return _SPEC.fullmatch(name) is not None and not name.startswith("package:")
 
 
 def import_function(spec: str) -> Predict:
-    """Imports `module:function`; the current folder is searched last.
+    """Imports `module:function`, or a method such as `module:object.method`.
+
+    The current folder is searched last.
 
     Raises:
         CallableError: when there is no such module or function.
     """
-    module, _, name = spec.partition(":")
+    module, _, path = spec.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -182,9 +209,13 @@ def import_function(spec: str) -> Predict:
         if not f"{module}.".startswith(f"{missing}."):
             cure = f"{module} needs it: install it"
         raise CallableError(f"{spec}: no module {missing}; {cure}") from None
-    if not hasattr(imported, name):
-        raise CallableError(f"{spec}: module {module} has no function {name}")
-    found = getattr(imported, name)
+    found: Any = imported
+    owner, what = f"module {module}", "attribute" if "." in path else "function"
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise CallableError(f"{spec}: {owner} has no {what} {name}")
+        found = getattr(found, name)
+        owner = f"{name}, a {type(found).__name__},"
     if not callable(found):
         raise CallableError(f"{spec} is a {type(found).__name__}, not a function of texts")
     function: Predict = found
