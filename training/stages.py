@@ -22,13 +22,16 @@ from models.explainer import Explainer
 from training.attribution.record import Attribution, training_targets
 from training.attribution.run import attribute_texts
 from training.attribution.store import AttributionStore
-from training.blackbox.fit import encode_examples, fit, measure_accuracy
+from training.blackbox.build import new_black_box
+from training.blackbox.fit import encode_examples, fit
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.source import identity
-from training.config import DataSource, Recipe, RecipeError
+from training.config import NO_COPIES, DataSource, Recipe, RecipeError, with_defaults
 from training.data import Example, load
 from training.data.chunks import cut
+from training.evaluation.classification import measure_classification
 from training.evaluation.evaluate import Setting, evaluate
+from training.evaluation.neutral import measure_neutral
 from training.explainer.distill import distill, make_lessons
 from training.explainer.network import ExplainerNetwork, NetworkConfig
 from training.release import assemble, write_card
@@ -45,7 +48,7 @@ def guard_recipe(recipe: Recipe, run: Path) -> None:
     """
     path, mine = run / "recipe.json", json.loads(json.dumps(recipe.to_dict()))
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = with_defaults(json.loads(path.read_text(encoding="utf-8")))
         changed = [key for key in mine if key != "evaluation" and mine[key] != theirs.get(key)]
         if changed:
             raise RecipeError(
@@ -61,15 +64,16 @@ def train(recipe: Recipe, run: Path) -> None:
     if (folder / "metrics.json").exists():
         return
     torch.manual_seed(recipe.seed)  # of the new classification head
-    black_box = HuggingFaceBlackBox.from_checkpoint(
-        settings.checkpoint,
-        recipe.data.labels,
-        max_tokens=settings.max_tokens,
-        overlap=settings.overlap,
-    )
     examples = [
         example for source in recipe.data.train for example in _read(recipe, source) * source.repeat
     ]
+    if settings.copies != NO_COPIES and not any(example.rationale for example in examples):
+        raise RecipeError(
+            "blackbox: copies need human rationales and no training text has one: "
+            "give data in ERASER format or leave copies out"
+        )
+    texts = [example.text for example in examples]
+    black_box = new_black_box(settings, recipe.classes, texts)
     validation = {
         f"{row}:{source.path}": encode_examples(black_box, _read(recipe, source))
         for row, source in enumerate(recipe.data.validation)
@@ -80,15 +84,33 @@ def train(recipe: Recipe, run: Path) -> None:
         validation,
         settings.fit,
         mask_share=settings.mask_share,
+        copies=settings.copies,
         seed=recipe.seed,
         folder=folder,
     )
     black_box.precision = "fp32"
-    accuracy = {name: measure_accuracy(black_box, part) for name, part in validation.items()}
+    measures = {
+        name: measure_classification(
+            black_box.logits([document.document for document in part]),
+            np.array([document.label for document in part]),
+            black_box.labels,
+        )
+        for name, part in validation.items()
+    }
     black_box.save(folder)
-    seconds = progress.seconds  # the loop keeps the time over restarts
+    neutral = {}
+    if settings.copies.neutral:
+        neutral = {
+            name: measure_neutral(black_box, part, recipe.seed) for name, part in validation.items()
+        }
     _finish(
-        folder, accuracy=accuracy, history=progress.history, texts=len(examples), seconds=seconds
+        folder,
+        **({"neutral": neutral} if neutral else {}),
+        accuracy={name: found["accuracy"] for name, found in measures.items()},
+        measures=measures,
+        history=progress.history,
+        texts=len(examples),
+        seconds=progress.seconds,  # the loop keeps the time over restarts
     )
 
 
@@ -184,7 +206,7 @@ def load_black_box(recipe: Recipe, run: Path) -> HuggingFaceBlackBox:
         raise RecipeError(f"{folder} holds no trained black box: run the stage train first")
     return HuggingFaceBlackBox.from_checkpoint(
         str(folder),
-        recipe.data.labels,
+        recipe.classes,
         max_tokens=recipe.blackbox.max_tokens,
         overlap=recipe.blackbox.overlap,
     )

@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from training.blackbox.copies import LabelledDocument
 from training.blackbox.fit import (
-    LabelledDocument,
     encode_examples,
     group_by_length,
     make_batches,
     measure_accuracy,
 )
-from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
 from training.blackbox.protocol import softmax
 from training.config import Optimization
 from training.data import DataError, Example
@@ -209,6 +209,18 @@ def test_windows_are_no_longer_than_the_model_can_take(lively_checkpoint):
     assert black_box.encoder.max_tokens == 512
 
 
+def test_a_saved_black_box_remembers_its_windows(lively_black_box, tiny_checkpoint, tmp_path):
+    """As a checkpoint it is explained in the windows that it was trained with."""
+    lively_black_box.save(tmp_path)
+    again = HuggingFaceBlackBox.from_checkpoint(str(tmp_path), None)
+    assert (again.encoder.max_tokens, again.encoder.overlap) == (32, 4)
+    assert state_digest(again) == state_digest(lively_black_box)
+    other = HuggingFaceBlackBox.from_checkpoint(str(tmp_path), None, max_tokens=64, overlap=8)
+    assert (other.encoder.max_tokens, other.encoder.overlap) == (64, 8)
+    foreign = HuggingFaceBlackBox.from_checkpoint(str(tiny_checkpoint), None)
+    assert (foreign.encoder.max_tokens, foreign.encoder.overlap) == (512, 32)
+
+
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(DataError, match="no checkpoint"):
         HuggingFaceBlackBox.from_checkpoint(
@@ -265,7 +277,7 @@ def rows_of(batches):
     found = []
     for batch in batches:
         for ids, mask, label in zip(
-            batch.input_ids, batch.attention_mask, batch.labels, strict=True
+            batch.input_ids, batch.attention_mask, batch.targets, strict=True
         ):
             found.append((ids[: int(mask.sum())].tolist(), int(label)))
     return sorted(found)
@@ -280,7 +292,7 @@ def test_an_epoch_visits_every_text_once(black_box):
     batches = make_batches(black_box, labelled, settings, 0.0, seed=1, epoch=0)
     expected = [(part.document.windows[0].input_ids.tolist(), part.label) for part in labelled]
     assert rows_of(batches) == sorted(expected)
-    assert all(len(batch.labels) <= 2 for batch in batches)
+    assert all(len(batch.targets) <= 2 for batch in batches)
 
 
 def test_batches_are_a_function_of_seed_and_epoch(black_box):

@@ -14,6 +14,7 @@ from training.config import (
     RecipeError,
     read_comparison,
     read_recipe,
+    with_defaults,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +205,60 @@ def test_a_wrong_recipe_is_named(read, old, new, words):
     message = refusal(read, SMALL.replace(old, new))
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("blackbox.max_tokens=4", ["max_tokens", "at least 8"]),
+        ("blackbox.overlap=128", ["overlap", "half"]),
+        ("blackbox.cnn.kernels=[3, 5]", ["as many channels as kernels"]),
+        ("blackbox.cnn.kernels=[3, 4, 7]", ["odd kernels"]),
+        ("blackbox.cnn.kernels=[3, 5, -1]", ["odd kernels"]),
+        ("blackbox.cnn.attention_heads=3", ["attention_heads", "divisor"]),
+        ("blackbox.cnn.attention_heads=-1", ["attention_heads"]),
+        ("blackbox.cnn.dropout=1", ["dropout", "less than 1"]),
+        ("blackbox.cnn.vector_size=0", ["vector_size"]),
+        ("blackbox.mlp.units=[16, 0]", ["units"]),
+        ("blackbox.vocabulary.skip=-1", ["vocabulary", "skip"]),
+        ("blackbox.copies.neutral=true", ["neutral needs without_rationale or graded"]),
+        ("blackbox.architecture=rnn", ["architecture", "'rnn'", "cnn"]),
+        ("blackbox.copies.graded=-0.1", ["copies", "at least 0"]),
+        ("blackbox.copies={ graded = 0.6, only_rationale = 0.6 }", ["copies", "at most 1"]),
+    ],
+)
+def test_a_black_box_that_cannot_be_is_refused(read, override, words):
+    message = refusal(read, SMALL, override)
+    for word in words:
+        assert word in message
+
+
+def test_a_recipe_of_an_earlier_version_gets_what_it_did_not_know(read):
+    """So a run that was begun before an update goes on."""
+    recipe = json.loads(json.dumps(read(SMALL).to_dict()))
+    before = json.loads(json.dumps(recipe))
+    for name in ("architecture", "vocabulary", "cnn", "mlp", "copies"):
+        del before["blackbox"][name]
+    for source in (*before["data"]["train"], *before["data"]["validation"]):
+        del source["part"]
+    assert with_defaults(before) == recipe
+    assert with_defaults({**before, "seed": 9})["seed"] == 9
+    unreadable = {**before, "of_a_later_version": 1}
+    assert with_defaults(unreadable) == unreadable
+
+
+def test_the_neutral_class_has_its_name_for_itself(read):
+    labels = "data.labels=['NEG', 'NEUTRAL']"
+    assert read(SMALL, labels).classes == ("NEG", "NEUTRAL")
+    copies = "blackbox.copies={ neutral = true, graded = 0.5 }"
+    assert "NEUTRAL is the name" in refusal(read, SMALL, labels, copies)
+    assert read(SMALL, copies).classes == ("NEG", "POS", "NEUTRAL")
+
+
+@pytest.mark.parametrize("part", ["[0.5]", "[0.5, 0.5]", "[-0.1, 1]", "[0, 1.1]", "[0, 0.5, 1]"])
+def test_a_part_goes_from_less_to_more(read, part):
+    text = SMALL.replace('path = "train.tsv"', f'path = "train.tsv"\npart = {part}')
+    assert "part of a source" in refusal(read, text)
 
 
 @pytest.mark.parametrize("tokens", ["[]", "[64, 4]"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from training.config import DataSource
 from training.data import DataError, Example, load, sample
 from training.data.eraser import read_eraser
-from training.data.load import package_path
+from training.data.load import cut_part, package_path
 from training.data.tables import read_table
 
 
@@ -439,6 +439,52 @@ def test_a_sample_has_the_size_asked_for_and_no_label_is_off_by_one(counts, limi
     found = Counter(example.label for example in drawn)
     for label, count in counts.items():
         assert abs(found[label] - count * len(drawn) / len(examples)) < 1
+
+
+@given(st.integers(0, 60), st.floats(0, 1), st.integers(0, 2**32))
+def test_parts_that_follow_each_other_share_and_miss_nothing(count, share, seed):
+    examples = [Example(str(row), "text", "AB"[row % 2]) for row in range(count)]
+    first, last = (cut_part(examples, part, seed) for part in ((0, share), (share, 1)))
+    assert {*first} | {*last} == {*examples}
+    assert len(first) + len(last) == count
+    assert len(first) == round(share * count)
+    assert [*first] == [example for example in examples if example in first]
+
+
+def test_a_part_is_of_the_shuffled_rows():
+    """A file sorted by label has both labels in each part."""
+    examples = [Example(str(row), "text", "AB"[row >= 100]) for row in range(200)]
+    part = cut_part(examples, (0.8, 1.0), 0)
+    assert 10 <= sum(example.label == "A" for example in part) <= 30
+    assert part != cut_part(examples, (0.8, 1.0), 1)
+
+
+def test_the_part_of_a_source_comes_before_its_sample(write):
+    path = write("data.tsv", "".join(f"text {row}\tA\n" for row in range(10)))
+    source = DataSource(str(path), text_column="0", label_column="1", part=(0.5, 1.0), limit=3)
+    half = DataSource(str(path), text_column="0", label_column="1", part=(0.5, 1.0))
+    assert len(load(half)) == 5
+    assert len(load(source)) == 3
+    assert {*load(source)} < {*load(half)}
+
+
+def test_an_empty_part_is_refused(write):
+    path = write("data.tsv", "".join(f"text {row}\tA\n" for row in range(5)))
+    source = DataSource(str(path), text_column="0", label_column="1", part=(0.72, 0.8))
+    assert refusal(load, source).endswith("part [0.72, 0.8] of 5 rows is empty: give a larger one")
+
+
+def test_a_replacement_that_would_move_a_rationale_is_refused(write, tmp_path):
+    write("docs/a.txt", "so<br />great a film")
+    piece = {"docid": "a.txt", "start_token": 1, "end_token": 2}
+    record = {"annotation_id": "a", "evidences": [[piece]], "classification": "POS"}
+    write("train.jsonl", json.dumps(record) + "\n")
+    source = DataSource(str(tmp_path), replace={"<br />": " "})
+    message = refusal(load, source)
+    assert "id a" in message
+    assert "rationale" in message
+    [kept] = load(DataSource(str(tmp_path), replace={"<br />": "      ", "missing": ""}))
+    assert kept.text == "so      great a film"
 
 
 def test_the_limit_of_a_source_is_a_seeded_sample(write):

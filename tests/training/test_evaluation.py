@@ -187,10 +187,10 @@ def result(explainer, work):
 
 
 def test_the_json_has_the_agreed_keys(result):
-    """And `setting`, which tells what the numbers are of."""
+    """And `setting`, which tells what the numbers are of, and more about the classifier."""
     assert set(result) == {
         "n", "n_explained", "accuracy", "labels", "explainer", "teachers", "random",
-        "label_only_ms_per_text", "setting",
+        "label_only_ms_per_text", "setting", "classification",
     }  # fmt: skip
     assert set(result["teachers"]) == {"lime", "occlusion", "integrated_gradients"}
     for row in (result["explainer"], *result["teachers"].values()):
@@ -198,6 +198,8 @@ def test_the_json_has_the_agreed_keys(result):
         assert row["ms_per_text"] > 0
     assert set(result["random"]) == FAITHFULNESS
     assert result["label_only_ms_per_text"] > 0
+    assert result["classification"]["accuracy"] == result["accuracy"]
+    assert sum(map(sum, result["classification"]["confusion"])) == result["n"]
     assert json.loads(json.dumps(result)) == result
     assert all(
         measure.low <= row[name] <= measure.high

@@ -70,6 +70,26 @@ def test_another_recipe_in_the_same_folder_is_refused(finished, recipe_path):
         run_recipe(recipe_path, ["seed=4"], finished.parent, "run")
 
 
+def test_copies_without_human_rationales_are_refused(recipe_path, tmp_path):
+    """Before anything is trained."""
+    with pytest.raises(RecipeError, match="copies need human rationales"):
+        run_recipe(recipe_path, ["blackbox.copies.graded=0.5"], tmp_path, "train")
+    assert not (tmp_path / "tiny" / "blackbox" / "metrics.json").exists()
+
+
+def test_a_run_begun_by_an_earlier_version_goes_on(finished, recipe_path, tmp_path):
+    """Its recipe.json lacks what has been added since."""
+    run = tmp_path / "tiny"
+    shutil.copytree(finished, run)
+    path = run / "recipe.json"
+    recipe = json.loads(path.read_text())
+    del recipe["blackbox"]["copies"]
+    del recipe["data"]["train"][0]["part"]
+    path.write_text(json.dumps(recipe))
+    assert run_recipe(recipe_path, [], tmp_path, "train") == 0
+    assert json.loads(path.read_text()) == json.loads((finished / "recipe.json").read_text())
+
+
 def test_stages_out_of_order_say_which_comes_first(recipe_path, tmp_path):
     with pytest.raises(RecipeError, match="stage train first"):
         run_recipe(recipe_path, [], tmp_path, "attribute")

@@ -1,5 +1,6 @@
 """From a name to a black box, above all `module:function`."""
 
+import hashlib
 import shutil
 import sys
 from typing import Any
@@ -48,6 +49,23 @@ def test_a_function_of_the_current_folder(module):
     assert import_function("l2e_toy_two.inner.deep:p")(["a"]) == 3
 
 
+def test_a_method_of_an_object(module):
+    """The digest is that of the file with its class."""
+    path = module(
+        "l2e_toy_model",
+        "class Model:\n    def predict(self, texts): return [self.row] * len(texts)\n"
+        "class Inner:\n    pass\n"
+        "model = Model()\nmodel.row = [0.25, 0.75]\nouter = Inner()\nouter.inner = model\n",
+    )
+    for spec in ("l2e_toy_model:model.predict", "l2e_toy_model:outer.inner.predict"):
+        assert import_function(spec)(["a"]) == [[0.25, 0.75]]
+        black_box = BlackBoxSource(spec).open()
+        assert isinstance(black_box, CallableBlackBox)
+        found = identity(black_box, spec)
+        assert found["function"] == spec
+        assert found["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def test_the_current_folder_comes_last(module):
     """A file beside the data does not stand in for a library."""
     module("math", "def sqrt(texts): return 'ours'\n")
@@ -69,6 +87,10 @@ def test_the_current_folder_comes_last(module):
         ("l2e_toy_not.a.package:f", ["no module l2e_toy_not;"]),
         ("l2e_toy:g", ["module l2e_toy has no function g"]),
         ("l2e_toy:number", ["l2e_toy:number is a int, not a function of texts"]),
+        ("l2e_toy:g.predict", ["module l2e_toy has no attribute g"]),
+        ("l2e_toy:number.predict", ["number, a int, has no attribute predict"]),
+        ("l2e_toy:number.real.predict", ["real, a int, has no attribute predict"]),
+        ("l2e_toy:number.real", ["l2e_toy:number.real is a int, not a function of texts"]),
         ("l2e_needs:f", ["no module l2e", "l2e_needs needs it: install it"]),
         ("l2e_needs_more:f", ["no module l2e_absent.inner", "l2e_needs_more needs it: install"]),
     ],
@@ -87,14 +109,15 @@ def test_what_cannot_be_imported_is_one_line(spec, words, module):
         assert word in message
 
 
-@pytest.mark.parametrize("name", ["m:f", "a.b_c.d1:_f", "été:f", "mymodule:predict_proba"])
+@pytest.mark.parametrize("name", ["m:f", "a.b_c.d1:_f", "été:f", "m:p_proba", "m:a.f", "m.n:a.b.c"])
 def test_names_that_are_functions(name):
     assert is_function_spec(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["m", "m:", ":f", "m:f:g", "a/b:f", "1m:f", "m:f()", "package:MODULE/folder", "a b:f",
-             "package:module", "org/model", "C:\\model", ""],
+    "name", ["m", "m:", ":f", "m:f:g", "m:f.", "m:.f", "m:a..f", "m:a.1f", "a/b:f", "1m:f", "m:f()",
+             "package:MODULE/folder", "a b:f", "package:module", "package:a.b", "org/model",
+             "C:\\model", ""],
 )  # fmt: skip
 def test_names_that_are_not(name):
     assert not is_function_spec(name)

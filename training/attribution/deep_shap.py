@@ -9,7 +9,9 @@ its reference:
   contributes more to a weight than it changed. The product exp times 1 / sum would answer a shift
   of all scores by k, which leaves a softmax as it is, with contributions of the size of sinh(k)
   that cancel only in sum: on a trained MiniLM they drown everything else;
-- a layer norm is (x - mean) times 1 / sqrt(variance).
+- a layer norm is (x - mean) times 1 / sqrt(variance);
+- a maximum goes by way of max(y, y'), the larger of both results: what the text rises to it is due
+  to the text's winner, what it falls from it to the winner of the reference.
 
 Contributions then sum exactly to the value of the text minus that of the reference (captum's
 DeepLift, without rules for products and layer norms, loses this in a transformer). The reference
@@ -83,6 +85,22 @@ class DeepShapRules:
         if not x.requires_grad:
             return x.rsqrt()
         return follow(x.rsqrt(), slope(torch.rsqrt, before, x, relative=True), x)
+
+    def maximum(self, x: Tensor, dim: int) -> Tensor:
+        """Splits the change between the winners of the text and of the reference."""
+        before = self._before(x)
+        if not x.requires_grad:
+            return x.amax(dim)
+        with torch.no_grad():
+            new, old = x.max(dim, keepdim=True), before.max(dim, keepdim=True)
+            top = torch.maximum(new.values, old.values)
+            # Nothing is divided by a change of zero: where a winner has not changed, its side of
+            # the difference is zero too.
+            change = (x - before).double()
+            rise = torch.zeros_like(change).scatter(dim, new.indices, (top - old.values).double())
+            fall = torch.zeros_like(change).scatter(dim, old.indices, (new.values - top).double())
+            slopes = ((rise + fall) / change.where(change != 0, 1)).to(x.dtype)
+        return new.values.squeeze(dim) + (slopes * (x - x.detach())).sum(dim)
 
     def _before(self, x: Tensor) -> Tensor:
         """Returns the same input of the reference; while that runs, records it."""

@@ -4,7 +4,8 @@ captum's LRP has no rule for attention and layer norm. Here each layer is made l
 
 - attention weights and the standard deviation of a layer norm are constants;
 - an activation f(x) is x times the constant (f(x) - f(0)) / x; its f(0) counts as a bias;
-- linear layers follow the 0-rule, which is their own gradient;
+- linear layers follow the 0-rule, which is their own gradient; a maximum gives all to its winner,
+  those that tie share it;
 - of a product of two activations the second factor is a gate and constant, which makes a gelu
   written as x times a gate of x the same as one in a single call (signal-take-all: Arras et al.,
   WASSA 2017);
@@ -53,6 +54,10 @@ class LrpRules:
     def inverse_root(self, x: Tensor) -> Tensor:
         """Returns constants."""
         return x.detach().rsqrt()
+
+    def maximum(self, x: Tensor, dim: int) -> Tensor:
+        """Keeps its own gradient."""
+        return x.amax(dim)
 
 
 def relevances(batch: Embedded, budget: int) -> Tensor:

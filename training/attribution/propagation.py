@@ -50,6 +50,10 @@ class Rules(Protocol):
         """Returns 1 / sqrt(x) of positive numbers, what a norm divides by."""
         ...
 
+    def maximum(self, x: Tensor, dim: int) -> Tensor:
+        """Returns the maximum, without `dim`."""
+        ...
+
 
 class Propagation(TorchFunctionMode):
     """The context in which a network runs by rules.
@@ -84,6 +88,8 @@ class Propagation(TorchFunctionMode):
             return self._softmax(*args, **given)
         if func in LOGSUMEXPS:
             return self._logsumexp(*args, **given)
+        if func in MAXIMA:
+            return self._maximum(*args, **given)
         if func is functional.layer_norm:
             return self._layer_norm(*args, **given)
         if func is functional.scaled_dot_product_attention and not given.get("enable_gqa"):
@@ -99,6 +105,16 @@ class Propagation(TorchFunctionMode):
     def _logsumexp(self, x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
         found = self.rules.logsumexp(x, dim)
         return found.unsqueeze(dim) if keepdim else found
+
+    def _maximum(self, x: Tensor, dim: int | Sequence[int] = (), keepdim: bool = False) -> Tensor:
+        """Brings several dimensions, by default all, into one at the end."""
+        chosen = [dim] if isinstance(dim, int) else list(dim) or list(range(x.ndim))
+        places = [place % x.ndim for place in chosen]
+        rest = [place for place in range(x.ndim) if place not in places]
+        found = self.rules.maximum(x.permute(*rest, *places).flatten(len(rest)), -1)
+        if not keepdim:
+            return found
+        return found.reshape([1 if row in places else size for row, size in enumerate(x.shape)])
 
     def _layer_norm(
         self,
@@ -175,6 +191,7 @@ PRODUCTS = frozenset(
 INVERSE_ROOTS = frozenset({torch.rsqrt, Tensor.rsqrt})
 SOFTMAXES = frozenset({functional.softmax, torch.softmax, Tensor.softmax})
 LOGSUMEXPS = frozenset({torch.logsumexp, Tensor.logsumexp})
+MAXIMA = frozenset({torch.amax, Tensor.amax})
 
 
 def slope(function: Operation, start: Tensor, end: Tensor, *, relative: bool = False) -> Tensor:

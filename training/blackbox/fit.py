@@ -11,28 +11,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.text import Document, IntArray, bucket_length, pad_rows
+from models.text import FloatArray, IntArray, bucket_length, pad_rows
+from training.blackbox.copies import LabelledDocument, draw_copy
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.config import Optimization
+from training.config import NO_COPIES, Copies, Optimization
 from training.data.example import Example
+from training.data.rationale import word_ranges
 from training.loop import Loop, Progress
 
 
 @dataclass(frozen=True)
-class LabelledDocument:
-    """An encoded text and its class index."""
-
-    document: Document
-    label: int
-
-
-@dataclass(frozen=True)
 class LabelledBatch:
-    """Rows of ids padded to one length, int64 [rows, tokens], and labels int64 [rows]."""
+    """Rows of ids padded to one length, int64 [rows, tokens], and targets.
+
+    Targets are classes, int64 [rows], or where copies are drawn their probabilities, float32
+    [rows, classes].
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
-    labels: Tensor
+    targets: Tensor
 
 
 def encode_examples(
@@ -40,10 +38,13 @@ def encode_examples(
 ) -> list[LabelledDocument]:
     """Encodes examples for training or validation."""
     index = {label: row for row, label in enumerate(black_box.labels)}
-    return [
-        LabelledDocument(black_box.encoder.encode(example.text), index[example.label])
-        for example in examples
-    ]
+    found = []
+    for example in examples:
+        document = black_box.encoder.encode(example.text)
+        spans = example.rationale
+        ranges = tuple(word_ranges(document, spans)) if spans else None
+        found.append(LabelledDocument(document, index[example.label], ranges))
+    return found
 
 
 def fit(
@@ -53,6 +54,7 @@ def fit(
     settings: Optimization,
     *,
     mask_share: float,
+    copies: Copies = NO_COPIES,
     seed: int,
     folder: Path,
 ) -> Progress:
@@ -69,6 +71,7 @@ def fit(
         validation: accuracy is computed for each of these over whole documents.
         settings: of the loop.
         mask_share: in [0, 1].
+        copies: see `Copies`; by default none.
         seed: of order, windows, masks and dropout.
         folder: for the checkpoint of a run that may be killed.
     """
@@ -79,12 +82,14 @@ def fit(
 
     def loss(batch: LabelledBatch) -> Tensor:
         output = black_box.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return functional.cross_entropy(output.logits.float(), batch.labels)
+        return functional.cross_entropy(output.logits.float(), batch.targets)
 
     black_box.precision = settings.precision
     return Loop(
         module=black_box.model,
-        batches=lambda epoch: make_batches(black_box, train, settings, mask_share, seed, epoch),
+        batches=lambda epoch: make_batches(
+            black_box, train, settings, mask_share, seed, epoch, copies
+        ),
         loss=loss,
         validate=validate,
         settings=settings,
@@ -109,25 +114,35 @@ def make_batches(
     mask_share: float,
     seed: int,
     epoch: int,
+    copies: Copies = NO_COPIES,
 ) -> list[LabelledBatch]:
     """Draws one window per document and groups rows of like length, in random order."""
     rng = np.random.default_rng((seed, epoch))
+    draws = copies != NO_COPIES  # else the random numbers stay those of a run without copies
+    classes = len(black_box.labels)
     rows: list[IntArray] = []
+    targets: list[FloatArray] = []
     for part in documents:
         window = part.document.windows[rng.integers(len(part.document.windows))]
-        ids = window.input_ids
-        if rng.random() < mask_share:
+        ids, target = window.input_ids, np.eye(classes)[part.label]
+        copy = draw_copy(part, window, copies, classes, rng) if draws else None
+        if copy is not None:
+            ids, target = black_box.encoder.masked_ids(window, copy.keep), copy.target
+        elif rng.random() < mask_share:
             keep = rng.random(len(part.document.words)) >= rng.random()
             ids = black_box.encoder.masked_ids(window, keep)
         rows.append(ids)
+        targets.append(target)
+    every = torch.tensor(np.array(targets, dtype=np.float32))
+    if not draws:
+        every = every.argmax(1)
     batches = []
     for group in group_by_length([len(row) for row in rows], settings, rng):
         longest = max(len(rows[row]) for row in group)
         ids, mask = pad_rows(
             [rows[row] for row in group], bucket_length(longest), black_box.encoder.pad_id
         )
-        labels = torch.tensor([documents[row].label for row in group])
-        batches.append(LabelledBatch(torch.from_numpy(ids), torch.from_numpy(mask), labels))
+        batches.append(LabelledBatch(torch.from_numpy(ids), torch.from_numpy(mask), every[group]))
     return batches
 
 

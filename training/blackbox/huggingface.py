@@ -22,14 +22,24 @@ from models.text import (
     pad_rows,
     plan_batches,
 )
+from training.blackbox.cnn import CnnConfig, CnnForSequenceClassification
+from training.blackbox.mlp import MlpConfig, MlpForSequenceClassification
 from training.data.example import DataError
 from training.data.load import package_path
 
+MAX_TOKENS = 512  # longest window of a checkpoint that does not name its own
+OVERLAP = 32
+WINDOWS = "l2e_windows"  # where config.json of a black box trained here names them
 TOKEN_BUDGET = 4096  # padded tokens of a forward pass; larger batches are no faster on CPUs
 
 # transformers reports every freshly initialised head as a load problem.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+AutoConfig.register(CnnConfig.model_type, CnnConfig)
+AutoConfig.register(MlpConfig.model_type, MlpConfig)
+AutoModelForSequenceClassification.register(CnnConfig, CnnForSequenceClassification)
+AutoModelForSequenceClassification.register(MlpConfig, MlpForSequenceClassification)
 
 
 class HuggingFaceBlackBox:
@@ -63,8 +73,8 @@ class HuggingFaceBlackBox:
         checkpoint: str,
         labels: Sequence[str] | None,
         *,
-        max_tokens: int,
-        overlap: int,
+        max_tokens: int | None = None,
+        overlap: int | None = None,
         new_head: bool = True,
     ) -> HuggingFaceBlackBox:
         """Loads `package:MODULE/FOLDER`, a local folder or a hub id.
@@ -72,8 +82,9 @@ class HuggingFaceBlackBox:
         Args:
             checkpoint: an encoder (a new head is initialised) or a fine-tuned classifier.
             labels: names of the classes; None takes those of the checkpoint.
-            max_tokens: longest window; lowered to what the model can take.
-            overlap: between windows, in tokens.
+            max_tokens: longest window; lowered to what the model can take. None takes that of the
+                saved black box, see `save`, else `MAX_TOKENS`.
+            overlap: between windows, in tokens; None takes that of the saved one, else `OVERLAP`.
             new_head: whether an encoder may get a new head, to be trained.
 
         Raises:
@@ -91,7 +102,8 @@ class HuggingFaceBlackBox:
                 config.id2label = dict(enumerate(labels))
                 config.label2id = {label: row for row, label in enumerate(labels)}
             # Dropout inside attention would turn the fused attention kernel off.
-            config.attention_probs_dropout_prob = 0.0
+            if hasattr(config, "attention_probs_dropout_prob"):
+                config.attention_probs_dropout_prob = 0.0
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 where, config=config, dtype=torch.float32, output_loading_info=True
             )
@@ -109,14 +121,19 @@ class HuggingFaceBlackBox:
                 f"{min(loading['missing_keys'])}): train it first, for example with l2e train"
             )
         names = tuple(config.id2label[row] for row in range(config.num_labels))
-        limit = min(max_tokens, getattr(config, "max_position_embeddings", max_tokens))
+        saved = getattr(config, WINDOWS, {"max_tokens": MAX_TOKENS, "overlap": OVERLAP})
+        wanted = saved["max_tokens"] if max_tokens is None else max_tokens
         text_encoder = TextEncoder.from_json(
-            _tokenizer_json(where, checkpoint), max_tokens=limit, overlap=overlap
+            _tokenizer_json(where, checkpoint),
+            max_tokens=min(wanted, getattr(config, "max_position_embeddings", wanted)),
+            overlap=saved["overlap"] if overlap is None else overlap,
         )
         return cls(model, text_encoder, names)
 
     def save(self, folder: Path) -> None:
-        """Writes safetensors, config.json and tokenizer.json."""
+        """Writes safetensors, config.json, which also names the windows, and tokenizer.json."""
+        windows = {"max_tokens": self.encoder.max_tokens, "overlap": self.encoder.overlap}
+        setattr(self.model.config, WINDOWS, windows)
         self.model.save_pretrained(folder)
         (folder / "tokenizer.json").write_text(self.encoder.to_json(), encoding="utf-8")
 

@@ -12,29 +12,28 @@ from training.blackbox.callable import CallableBlackBox, is_function_spec, sourc
 from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
 from training.blackbox.protocol import BlackBox
 
-MAX_TOKENS = 512  # longest window of a checkpoint; a bundle names its own
-OVERLAP = 32
-
 
 @dataclass(frozen=True)
 class BlackBoxSource:
     """Where a black box comes from; small enough to be sent to another machine, which opens it.
 
     Attributes:
-        name: folder of a bundle, `module:function`, or a checkpoint (`package:…`, folder, hub id).
+        name: folder of a bundle, `module:function`, `module:object.method`, or a checkpoint
+            (`package:…`, folder, hub id).
         labels: names of the classes; None takes those of the black box.
         precision: `bf16` or `fp32`, of a torch model.
         mask_string: stands in place of dropped words in the texts that a function gets.
-        max_tokens: longest window of a checkpoint; None for bundles and functions, which know.
-        overlap: of a checkpoint's windows.
+        max_tokens: longest window of a checkpoint; None takes what it was trained with, if it was
+            trained here, else 512. A bundle names its own.
+        overlap: of a checkpoint's windows; None likewise, else 32.
     """
 
     name: str
     labels: tuple[str, ...] | None = None
     precision: str = "fp32"
     mask_string: str = "[MASK]"
-    max_tokens: int = MAX_TOKENS
-    overlap: int = OVERLAP
+    max_tokens: int | None = None
+    overlap: int | None = None
 
     def open(self) -> BlackBox:
         """Loads it.

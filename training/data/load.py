@@ -38,9 +38,30 @@ def load(source: DataSource, labels: Sequence[str] | None = None, root: str = ".
     examples = [_clean(example, source) for example in examples]
     if labels is not None:
         _check_labels(source, examples, labels)
+    rows = len(examples)
+    examples = cut_part(examples, source.part, source.seed)
+    if not examples:
+        part = ", ".join(f"{share:g}" for share in source.part)
+        raise DataError(f"{source.path}: part [{part}] of {rows} rows is empty: give a larger one")
     if source.limit is not None:
         examples = sample(examples, source.limit, source.seed)
     return examples
+
+
+def cut_part(examples: Sequence[Example], part: Sequence[float], seed: int) -> list[Example]:
+    """Returns a part of a seeded shuffle, in the order of the input.
+
+    Parts that follow each other, such as (0, 0.8) and (0.8, 1), have no example in common and
+    miss none.
+
+    Args:
+        examples: to cut.
+        part: from and to, shares in [0, 1].
+        seed: of the shuffle.
+    """
+    first, last = (round(share * len(examples)) for share in part)
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return [examples[row] for row in np.sort(order[first:last])]
 
 
 def sample(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
@@ -110,6 +131,11 @@ def _read(source: DataSource, root: str) -> list[Example]:
 def _clean(example: Example, source: DataSource) -> Example:
     text = example.text
     for old, new in source.replace.items():
+        if example.rationale and len(old) != len(new) and old in text:
+            raise DataError(
+                f"{source.path}, id {example.id}: replacing {old!r} would move its rationale: "
+                "replace by as many characters, or clean the documents and their evidence"
+            )
         text = text.replace(old, new)
     try:
         check_text(text)

@@ -18,6 +18,7 @@ from training.attribution.store import VERSION
 from training.attribution.teachers import teacher_named
 from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
 from training.data import Example, sample
+from training.evaluation.classification import measure_classification
 from training.evaluation.faithfulness import MEASURES, measure_faithfulness, random_weights
 from training.evaluation.shards import compute_records, texts_digest
 from training.export import to_torch
@@ -61,19 +62,20 @@ def evaluate(
     """
     documents = [explainer.encode(example.text) for example in examples]
     gold = np.array([explainer.labels.index(example.label) for example in examples])
-    accuracy = float((explainer.logits(documents).argmax(axis=1) == gold).mean())
+    classification = measure_classification(explainer.logits(documents), gold, explainer.labels)
     limit = len(examples) if setting.limit is None else setting.limit
     chosen = sample(examples, limit, setting.seed)
     records = _measure_all(explainer, chosen, setting, work)
     return {
         "n": len(examples),
         "n_explained": len(chosen),
-        "accuracy": accuracy,
+        "accuracy": classification["accuracy"],
         "labels": list(explainer.labels),
         "explainer": _summarise(records, "explainer"),
         "teachers": {name: _summarise(records, name) for name in setting.teachers},
         "random": _summarise(records, "random"),
         "label_only_ms_per_text": float(np.median([r["label_only_ms"] for r in records])),
+        "classification": classification,
         "setting": {
             "model_sha256": explainer.bundle.manifest.files[MODEL]["sha256"],
             "teachers": dict(setting.teachers),

@@ -121,12 +121,21 @@ def distill(
 def network_config(
     black_box: HuggingFaceBlackBox, settings: Student, scale: float
 ) -> NetworkConfig:
-    """Derives the network's shape from the black box and the recipe."""
+    """Derives the network's shape from the black box and the recipe.
+
+    Raises:
+        ValueError: when the black box shows no states to read.
+    """
     config = black_box.model.config
-    layers = config.num_hidden_layers + 1 if settings.reads == "all" else 1
+    states: Sequence[Tensor] = ()
+    if settings.reads != "own":
+        states = black_box.hidden_states(torch.zeros((1, 2), dtype=torch.int64), torch.ones(1, 2))
+        if not states:
+            raise ValueError('the black box shows no states of words: set explainer.reads = "own"')
+        states = states if settings.reads == "all" else states[-1:]
     return NetworkConfig(
         classes=len(black_box.labels),
-        input_width=config.hidden_size * layers,
+        input_width=sum(layer.shape[-1] for layer in states),
         vocabulary=config.vocab_size,
         positions=config.max_position_embeddings,
         reads=settings.reads,
