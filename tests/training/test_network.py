@@ -204,5 +204,5 @@ def test_states_of_all_layers_or_the_last(black_box):
 def test_the_shape_follows_from_the_black_box(reads, black_box, make_network):
     config = make_network(black_box, reads).config
     assert (config.classes, config.positions) == (2, 512)
-    assert config.input_width == {"all": 96, "last": 32, "own": 32}[reads]
+    assert config.input_width == {"all": 96, "last": 32, "own": 0}[reads]
     assert NetworkConfig.from_dict(config.to_dict()) == config
