@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from training.attribution.record import PREDICTED, Attribution
-from training.attribution.teachers import teacher_named
+from training.attribution.teachers import default_budget, teacher_named
 from training.blackbox.protocol import BlackBox
 
 
@@ -17,7 +17,7 @@ def attribute(
     texts: Sequence[str],
     *,
     teacher: str = "lime",
-    budget: int = 200,
+    budget: int | None = None,
     seed: int = 0,
     target: str | None = None,
 ) -> list[Attribution]:
@@ -27,7 +27,8 @@ def attribute(
         black_box: see `training.blackbox.source.BlackBoxSource` for how to open one.
         texts: not blank.
         teacher: a name, see `teacher_named`.
-        budget: black-box evaluations per text, full and null text included.
+        budget: black-box evaluations per text, full and null text included; None takes what
+            `default_budget` says, as the command line does.
         seed: of sampling; a text's result does not depend on the texts beside it.
         target: the label to explain; None explains the predicted one of each text.
 
@@ -40,6 +41,7 @@ def attribute(
             a budget that is too small, or a black box that this teacher cannot look into.
     """
     found = teacher_named(teacher)
+    budget = default_budget(teacher) if budget is None else budget
     if target is not None and target not in black_box.labels:
         raise ValueError(f"no label {target!r}; the black box knows {', '.join(black_box.labels)}")
     chosen = PREDICTED if target is None else black_box.labels.index(target)
