@@ -20,13 +20,14 @@ from training.attribution.store import AttributionStore
 from training.attribution.teachers import default_budget, teacher_named
 from training.blackbox.protocol import BlackBox
 from training.blackbox.source import BlackBoxSource, identity
-from training.config import DataSource, Recipe, read_comparison, read_recipe
+from training.config import DataSource, Recipe
 from training.data import load, sample
 from training.evaluation.compare import compare_teachers
 from training.evaluation.efficiency import measure_speed
 from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.report import format_result, format_speed, format_teachers
 from training.evaluation.shards import texts_digest
+from training.recipe import read_comparison, read_recipe
 from training.runtime import native_precision, tune_memory, use_threads, write_json, write_text
 from training.stages import STAGES, guard_recipe
 

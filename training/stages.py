@@ -26,7 +26,7 @@ from training.blackbox.build import new_black_box
 from training.blackbox.fit import encode_examples, fit
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.source import identity
-from training.config import NO_COPIES, DataSource, Recipe, RecipeError, with_defaults
+from training.config import NO_COPIES, DataSource, Recipe, RecipeError
 from training.data import Example, load
 from training.data.chunks import cut
 from training.evaluation.classification import measure_classification
@@ -34,6 +34,7 @@ from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.neutral import measure_neutral
 from training.explainer.distill import distill, make_lessons
 from training.explainer.network import ExplainerNetwork, NetworkConfig
+from training.recipe import with_defaults
 from training.release import assemble, write_card
 from training.runtime import write_json
 

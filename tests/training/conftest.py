@@ -15,10 +15,11 @@ from models.bundle import Bundle
 from models.text import TextEncoder
 from tests.training.fakes import CurvedBlackBox, LinearBlackBox, Mortal
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.config import Recipe, Student, read_recipe
+from training.config import Recipe, Student
 from training.data import Example
 from training.explainer.distill import network_config
 from training.explainer.network import ExplainerNetwork
+from training.recipe import read_recipe
 from training.release import assemble
 
 GOOD = ("great", "wonderful", "moving", "funny", "clever", "loved")

@@ -12,10 +12,8 @@ from training.config import (
     EvaluationSet,
     Optimization,
     RecipeError,
-    read_comparison,
-    read_recipe,
-    with_defaults,
 )
+from training.recipe import read_comparison, read_recipe, with_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = """

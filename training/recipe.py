@@ -1,0 +1,199 @@
+"""Reads recipes from TOML; an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from training.config import NEUTRAL, BlackBox, Comparison, Recipe, RecipeError
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies `key=value` overrides (TOML values, dotted keys).
+
+    Raises:
+        RecipeError: on a missing file, bad TOML, an unknown key, a wrong type or a value that no
+            stage can use.
+    """
+    recipe: Recipe = _build(Recipe, _read(path, overrides), str(path))
+    _check(recipe, str(path))
+    return recipe
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds what an earlier version did not know to a recipe that it wrote as plain JSON types.
+
+    A recipe that this version cannot read is returned as it is.
+    """
+    try:
+        recipe: Recipe = _build(Recipe, values, "recipe.json")
+    except RecipeError:
+        return dict(values)
+    found: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
+    return found
+
+
+def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Reads what to compare, as `read_recipe` reads a recipe."""
+    comparison: Comparison = _build(Comparison, _read(path, overrides), str(path))
+    return comparison
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecipeError(f"no recipe at {path}; see training/recipes for those shipped") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from None
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """Refuses values that would only fail hours later, in the stage that reads them."""
+    labels, data = recipe.data.labels, recipe.data
+    sources = (*data.train, *data.validation, *(s.source for s in recipe.evaluation.values()))
+    counts = [count for source in sources for count in (source.limit, source.explained)]
+    demands = {
+        "name: give a plain folder name": Path(recipe.name).name == recipe.name not in ("", ".."),
+        "data: labels: give at least two different ones": len(set(labels)) == len(labels) >= 2,
+        "data: train: give at least one source": bool(data.train),
+        "data: validation: give at least one source": bool(data.validation),
+        "attribution: chunk_tokens: give one or more numbers of at least 8": bool(
+            recipe.attribution.chunk_tokens
+        )
+        and min(recipe.attribution.chunk_tokens) >= 8,
+        "blackbox: max_tokens and overlap: give at least 8 and less than half of it": (
+            recipe.blackbox.max_tokens >= 8
+            and 0 <= recipe.blackbox.overlap < recipe.blackbox.max_tokens // 2
+        ),
+        **_black_box_demands(recipe.blackbox),
+        "data: labels: NEUTRAL is the name of the class that copies: neutral adds": not (
+            recipe.blackbox.copies.neutral and NEUTRAL in labels
+        ),
+        "attribution: shard: give at least 1": recipe.attribution.shard >= 1,
+        "part of a source: give [FROM, TO] with 0 <= FROM < TO <= 1": all(
+            len(source.part) == 2 and 0 <= source.part[0] < source.part[1] <= 1
+            for source in sources
+        ),
+        "repeat of a source: give at least 1": all(source.repeat >= 1 for source in sources),
+        "limit or explained of a source: give at least 1": all(
+            count is None or count >= 1 for count in counts
+        ),
+    }
+    for demand, met in demands.items():
+        if not met:
+            raise RecipeError(f"{where}: {demand}")
+
+
+def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
+    vocabulary, cnn, mlp, copies = (
+        black_box.vocabulary,
+        black_box.cnn,
+        black_box.mlp,
+        black_box.copies,
+    )
+    shares = (
+        copies.without_rationale,
+        copies.random_spans,
+        copies.only_rationale,
+        copies.graded,
+    )
+    heads = cnn.attention_heads
+    return {
+        "blackbox: cnn: give as many channels as kernels, at least one, and odd kernels": (
+            len(cnn.channels) == len(cnn.kernels) > 0
+            and min(cnn.channels) > 0
+            and all(kernel > 0 and kernel % 2 for kernel in cnn.kernels)
+        ),
+        "blackbox: cnn: attention_heads: give a divisor of the last channels, or 0": (
+            heads == 0 or (heads > 0 and all(width % heads == 0 for width in cnn.channels[-1:]))
+        ),
+        "blackbox: cnn: vector_size: give at least 1": cnn.vector_size >= 1,
+        "blackbox: dropout: give at least 0 and less than 1": (
+            0 <= cnn.dropout < 1 and 0 <= mlp.dropout < 1
+        ),
+        "blackbox: mlp: units: give at least 1 each": min(mlp.units, default=1) >= 1,
+        "blackbox: vocabulary: give size and least of at least 1, skip of at least 0": (
+            vocabulary.size >= 1 and vocabulary.least >= 1 and vocabulary.skip >= 0
+        ),
+        "blackbox: copies: give shares of at least 0 that sum to at most 1": (
+            min(shares) >= 0 and sum(shares) <= 1 + 1e-9
+        ),
+        "blackbox: copies: neutral needs without_rationale or graded": (
+            not copies.neutral or copies.without_rationale > 0 or copies.graded > 0
+        ),
+    }
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override}: write key=value, for example --set seed=1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {key}: {parent} is not a table of the recipe")
+    values[last] = value
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turns plain TOML values into the annotated type, checking each."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise RecipeError(f"{where} is {value!r}; choose one of {typing.get_args(kind)}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        inner = [part for part in typing.get_args(kind) if part is not type(None)]
+        return None if value is None else _build(inner[0], value, where)
+    if origin is tuple:
+        item = typing.get_args(kind)[0]
+        _expect(value, (list, tuple), where)
+        return tuple(_build(item, part, f"{where}[{n}]") for n, part in enumerate(value))
+    if origin is not None:  # Mapping
+        item = typing.get_args(kind)[1]
+        _expect(value, dict, where)
+        return {str(key): _build(item, part, f"{where}.{key}") for key, part in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _expect(value, kind, where)
+    return value
+
+
+def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(value, dict, where)
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise RecipeError(f"{where} has unknown key {unknown[0]!r}; known: {', '.join(hints)}")
+    required = [
+        part.name
+        for part in dataclasses.fields(kind)
+        if part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in required if name not in value]
+    if missing:
+        raise RecipeError(f"{where} lacks {missing[0]!r}")
+    return kind(**{key: _build(hints[key], part, f"{where}: {key}") for key, part in value.items()})
+
+
+def _expect(value: Any, kind: Any, where: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        name = kind.__name__ if isinstance(kind, type) else "list"
+        raise RecipeError(f"{where} is {value!r}, a {type(value).__name__}; expected {name}")
