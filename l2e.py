@@ -27,12 +27,12 @@ RECIPE_STAGES = {
     "distill": "distill a recipe's attributions into an explainer",
     "export": "write the bundle: one ONNX graph, checked against torch",
 }
-RESUMABLE = ("run", *RECIPE_STAGES, "attribute", "evaluate", "compare")
+RESUMABLE = ("run", *RECIPE_STAGES, "attribute", "evaluate", "compare", "align")
 SERVING = ("onnxruntime",)
 # Every module of the extra that the training half cannot start without.
 TRAINING = (
     *("torch", "transformers", "lime", "captum", "pyarrow", "scipy", "sklearn", "safetensors"),
-    *("onnx", "onnxscript", "tqdm", *SERVING),
+    *("onnx", "onnxscript", "tqdm", "matplotlib", *SERVING),
 )
 # What stands beside a RECIPE.toml; the recipe itself says the rest.
 BESIDE_RECIPE = ("recipe", "set", "runs", "debug")
@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_attribute(verbs)
     _add_evaluate(verbs)
     _add_compare(verbs)
+    _add_align(verbs)
     _add_serve(verbs)
     _add_explain(verbs)
     _add_bench(verbs)
@@ -115,13 +116,16 @@ def _add_run(verbs: Any) -> None:
         _add_recipe_options(parser)
 
 
-def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+def _add_recipe_options(
+    parser: argparse.ArgumentParser,
+    example: str = "data.root=/data or attribution.budget=100",
+) -> None:
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a value of the recipe, such as data.root=/data or attribution.budget=100",
+        help=f"override a value of the recipe, such as {example}",
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="parent of runs/NAME"
@@ -245,6 +249,36 @@ def _add_compare(verbs: Any) -> None:
     _add_json(parser)
 
 
+def _add_align(verbs: Any) -> None:
+    parser = _add(
+        verbs,
+        "align",
+        _align,
+        "train the classifiers of a study, each with several seeds, and measure whether their "
+        "explanations point at what people marked: accuracy, AP@k, MR@k and AUPRC beside random "
+        "words and an oracle, with tests of significance; continues where it was killed",
+    )
+    parser.add_argument(
+        "recipe",
+        type=Path,
+        metavar="STUDY.toml",
+        help="names the rows (a recipe, overrides and teachers each), the seeds and the texts",
+    )
+    _add_recipe_options(parser, "root=/data, seeds=[0] or rows.cnn.limit=20")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="ROW",
+        help="train and explain these rows alone; the result has these and what was finished "
+        "before in runs/NAME",
+    )
+    _add_json(parser)
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.svg", help="draw the rows between chance and the oracle"
+    )
+
+
 def _add_serve(verbs: Any) -> None:
     parser = _add(verbs, "serve", _serve, "serve a page and the HTTP API for a bundle")
     _add_bundle(parser, default=None)
@@ -350,6 +384,13 @@ def _compare(options: argparse.Namespace) -> int:
     from training import commands
 
     return commands.compare(options)
+
+
+def _align(options: argparse.Namespace) -> int:
+    _need(TRAINING, "train,cpu")
+    from training import commands
+
+    return commands.align(options)
 
 
 def _bench(options: argparse.Namespace) -> int:

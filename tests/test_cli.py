@@ -18,7 +18,7 @@ from l2e import TRAINING, main
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
-    *("run", "train", "attribute", "distill", "export", "evaluate", "compare"),
+    *("run", "train", "attribute", "distill", "export", "evaluate", "compare", "align"),
     *("serve", "explain", "bench"),
 )
 TEXT = "A great story, but boring."
@@ -346,7 +346,7 @@ def test_evaluate_with_bad_flags(inside, tiny_bundle, tmp_path, flags, words):
     refused(inside("evaluate", *arguments), *words)
 
 
-@pytest.mark.parametrize("verb", VERBS[:7])
+@pytest.mark.parametrize("verb", VERBS[:8])
 def test_a_missing_recipe(inside, tmp_path, verb):
     done = inside(verb, tmp_path / "none.toml", "--runs", tmp_path)
     refused(done, "no recipe at", "training/recipes")

@@ -21,6 +21,7 @@ TRAINING_ONLY = {
     "captum",
     "datasets",
     "lime",
+    "matplotlib",
     "onnx",
     "onnxscript",
     "pandas",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from training.evaluation.report import (
+    alignment_to_markdown,
     speed_to_markdown,
     summary,
     teachers_to_markdown,
@@ -16,6 +17,7 @@ from training.evaluation.report import (
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ALIGNED = re.findall(r"<!-- alignment: (\S+\.json) -->", README)
 QUOTED = re.findall(r"<!-- results: (\S+\.json) -->", README)
 
 
@@ -51,3 +53,10 @@ def test_the_tables_of_teachers_are_those_of_their_file():
     assert results
     for rows in results.values():
         assert teachers_to_markdown(rows) in README
+
+
+def test_the_tables_of_alignment_are_those_of_their_files():
+    for name in ALIGNED:
+        result = json.loads((ROOT / name).read_text(encoding="utf-8"))
+        section = README.partition(f"<!-- alignment: {name} -->")[2]
+        assert section.lstrip().startswith(f"{alignment_to_markdown(result)}\n")

@@ -22,12 +22,21 @@ from training.blackbox.protocol import BlackBox
 from training.blackbox.source import BlackBoxSource, identity
 from training.config import DataSource, Recipe
 from training.data import load, sample
+from training.evaluation.align import run_study
+from training.evaluation.align_plan import plan_trials
+from training.evaluation.align_plot import draw_alignment
+from training.evaluation.align_result import to_json
 from training.evaluation.compare import compare_teachers
 from training.evaluation.efficiency import measure_speed
 from training.evaluation.evaluate import Setting, evaluate
-from training.evaluation.report import format_result, format_speed, format_teachers
+from training.evaluation.report import (
+    alignment_to_markdown,
+    format_result,
+    format_speed,
+    format_teachers,
+)
 from training.evaluation.shards import texts_digest
-from training.recipe import read_comparison, read_recipe
+from training.recipe import read_comparison, read_recipe, read_study
 from training.runtime import native_precision, tune_memory, use_threads, write_json, write_text
 from training.stages import STAGES, guard_recipe
 
@@ -148,6 +157,25 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def align(options: argparse.Namespace) -> int:
+    """`l2e align STUDY.toml`."""
+    if options.plot is not None and options.plot.suffix != ".svg":
+        raise ValueError(f"--plot {options.plot}: give a name that ends in .svg")
+    study = read_study(options.recipe, options.set)
+    trials = plan_trials(study, options.recipe.parent, options.runs)
+    _prepare()
+    result = run_study(study, trials, options.only)
+    if options.json == "-":
+        sys.stdout.write(to_json(result))
+    else:
+        if options.json is not None:
+            write_text(Path(options.json), to_json(result))
+        print(alignment_to_markdown(result))
+    if options.plot is not None:
+        write_text(options.plot, draw_alignment(result))
+    return 0
+
+
 def bench(options: argparse.Namespace) -> int:
     """`l2e bench`."""
     names = [name for name in options.against.split(",") if name.strip()]
@@ -202,6 +230,8 @@ def parse_label_map(text: str) -> Mapping[str, str]:
 def _check(recipe: Recipe, *, with_data: bool) -> None:
     """Finds now what a later stage would only find hours from now."""
     _check_budget(recipe.attribution.teacher, recipe.attribution.budget)
+    if recipe.blackbox.feedback.every:
+        _check_budget("lime", recipe.blackbox.feedback.budget)
     for chosen in recipe.evaluation.values():
         for name, budget in chosen.teachers.items():
             _check_budget(name, budget)

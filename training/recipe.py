@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from training.config import NEUTRAL, BlackBox, Comparison, Recipe, RecipeError
+from training.config import (
+    NEUTRAL,
+    AlignmentStudy,
+    BlackBox,
+    Comparison,
+    DataSource,
+    Recipe,
+    RecipeError,
+)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -45,6 +53,19 @@ def read_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     return comparison
 
 
+def read_study(path: Path, overrides: Sequence[str] = ()) -> AlignmentStudy:
+    """Reads what `l2e align` trains and compares, as `read_recipe` reads a recipe.
+
+    The recipes of its rows are not read.
+
+    Raises:
+        RecipeError: also on a row that cannot be explained, or compared as it asks.
+    """
+    study: AlignmentStudy = _build(AlignmentStudy, _read(path, overrides), str(path))
+    _insist(_study_demands(study), str(path))
+    return study
+
+
 def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -61,9 +82,8 @@ def _check(recipe: Recipe, where: str) -> None:
     """Refuses values that would only fail hours later, in the stage that reads them."""
     labels, data = recipe.data.labels, recipe.data
     sources = (*data.train, *data.validation, *(s.source for s in recipe.evaluation.values()))
-    counts = [count for source in sources for count in (source.limit, source.explained)]
     demands = {
-        "name: give a plain folder name": Path(recipe.name).name == recipe.name not in ("", ".."),
+        "name: give a plain folder name": _is_folder_name(recipe.name),
         "data: labels: give at least two different ones": len(set(labels)) == len(labels) >= 2,
         "data: train: give at least one source": bool(data.train),
         "data: validation: give at least one source": bool(data.validation),
@@ -80,6 +100,24 @@ def _check(recipe: Recipe, where: str) -> None:
             recipe.blackbox.copies.neutral and NEUTRAL in labels
         ),
         "attribution: shard: give at least 1": recipe.attribution.shard >= 1,
+        **_source_demands(sources),
+    }
+    _insist(demands, where)
+
+
+def _insist(demands: Mapping[str, bool], where: str) -> None:
+    for demand, met in demands.items():
+        if not met:
+            raise RecipeError(f"{where}: {demand}")
+
+
+def _is_folder_name(name: str) -> bool:
+    return Path(name).name == name not in ("", "..")
+
+
+def _source_demands(sources: Sequence[DataSource]) -> dict[str, bool]:
+    counts = [count for source in sources for count in (source.limit, source.explained)]
+    return {
         "part of a source: give [FROM, TO] with 0 <= FROM < TO <= 1": all(
             len(source.part) == 2 and 0 <= source.part[0] < source.part[1] <= 1
             for source in sources
@@ -89,16 +127,56 @@ def _check(recipe: Recipe, where: str) -> None:
             count is None or count >= 1 for count in counts
         ),
     }
-    for demand, met in demands.items():
-        if not met:
-            raise RecipeError(f"{where}: {demand}")
+
+
+def _study_demands(study: AlignmentStudy) -> dict[str, bool]:
+    every = (study.source, study.training, *(row.source for row in study.rows.values()))
+    demands = {
+        "name: give a plain folder name": _is_folder_name(study.name),
+        "rows: give at least one": bool(study.rows),
+        **_source_demands([source for source in every if source is not None]),
+    }
+    for name in study.rows:
+        demands |= _row_demands(study, name)
+    return demands
+
+
+def _row_demands(study: AlignmentStudy, name: str) -> dict[str, bool]:
+    row, seeds = study.rows[name], study.seeds_of(name)
+    # Unknown is compared with itself: another demand says what is wrong.
+    other = study.rows.get(row.against, row)
+    judged, others = (
+        (part.source, part.teachers, part.tokens, part.limit, part.precision)
+        for part in (row, other)
+    )
+    taken = {entry.partition("=")[0] for entry in row.set} & {"name", "seed", "data.root"}
+    return {
+        f"rows.{name}: name the row as a folder can be named": _is_folder_name(name),
+        f"rows.{name}: seeds: give one or more different ones from 0 to 2^63 - 1": (
+            len(set(seeds)) == len(seeds) > 0 and min(seeds) >= 0 and max(seeds) < 2**63
+        ),
+        f"rows.{name}: tokens: give at least 8, or 0 for whole texts": (
+            row.tokens == 0 or row.tokens >= 8
+        ),
+        f"rows.{name}: limit: give at least 1": row.limit is None or row.limit >= 1,
+        f"rows.{name}: set: {', '.join(sorted(taken))} is for the study to say": not taken,
+        f"rows.{name}: source: say where the judged texts are, here or in [source]": not (
+            row.teachers and row.source is None and study.source is None
+        ),
+        f"rows.{name}: against: there is no other row {row.against!r}": (
+            not row.against or row.against in {*study.rows} - {name}
+        ),
+        f"rows.{name}: against {row.against}: give both rows the same source, teachers, tokens, "
+        "limit and precision": judged == others,
+    }
 
 
 def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
-    vocabulary, cnn, mlp, copies = (
+    vocabulary, cnn, mlp, rationale, copies = (
         black_box.vocabulary,
         black_box.cnn,
         black_box.mlp,
+        black_box.rationale,
         black_box.copies,
     )
     shares = (
@@ -107,7 +185,7 @@ def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
         copies.only_rationale,
         copies.graded,
     )
-    heads = cnn.attention_heads
+    heads, feedback = cnn.attention_heads, black_box.feedback
     return {
         "blackbox: cnn: give as many channels as kernels, at least one, and odd kernels": (
             len(cnn.channels) == len(cnn.kernels) > 0
@@ -119,7 +197,10 @@ def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
         ),
         "blackbox: cnn: vector_size: give at least 1": cnn.vector_size >= 1,
         "blackbox: dropout: give at least 0 and less than 1": (
-            0 <= cnn.dropout < 1 and 0 <= mlp.dropout < 1
+            0 <= cnn.dropout < 1 and 0 <= mlp.dropout < 1 and 0 <= rationale.dropout < 1
+        ),
+        "blackbox: rationale: give weight of at least 0 and pos_weight of more than 0": (
+            rationale.weight >= 0 and rationale.pos_weight > 0
         ),
         "blackbox: mlp: units: give at least 1 each": min(mlp.units, default=1) >= 1,
         "blackbox: vocabulary: give size and least of at least 1, skip of at least 0": (
@@ -127,6 +208,12 @@ def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
         ),
         "blackbox: copies: give shares of at least 0 that sum to at most 1": (
             min(shares) >= 0 and sum(shares) <= 1 + 1e-9
+        ),
+        "blackbox: feedback: give every and first of at least 0 and texts of at least 1": (
+            min(feedback.every, feedback.first) >= 0 and feedback.texts >= 1
+        ),
+        "blackbox: feedback: use of copies needs shares of copies": (
+            feedback.every == 0 or feedback.use != "copies" or sum(shares) > 0
         ),
         "blackbox: copies: neutral needs without_rationale or graded": (
             not copies.neutral or copies.without_rationale > 0 or copies.graded > 0

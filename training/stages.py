@@ -23,17 +23,19 @@ from training.attribution.record import Attribution, training_targets
 from training.attribution.run import attribute_texts
 from training.attribution.store import AttributionStore
 from training.blackbox.build import new_black_box
+from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.fit import encode_examples, fit
 from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.rationale import RationaleForSequenceClassification
 from training.blackbox.source import identity
-from training.config import NO_COPIES, DataSource, Recipe, RecipeError
+from training.config import NO_COPIES, BlackBox, DataSource, Recipe, RecipeError
 from training.data import Example, load
 from training.data.chunks import cut
-from training.evaluation.classification import measure_classification
 from training.evaluation.evaluate import Setting, evaluate
-from training.evaluation.neutral import measure_neutral
+from training.evaluation.trained import measure_trained
 from training.explainer.distill import distill, make_lessons
 from training.explainer.network import ExplainerNetwork, NetworkConfig
+from training.feedback import Rounds
 from training.recipe import with_defaults
 from training.release import assemble, write_card
 from training.runtime import write_json
@@ -68,50 +70,43 @@ def train(recipe: Recipe, run: Path) -> None:
     examples = [
         example for source in recipe.data.train for example in _read(recipe, source) * source.repeat
     ]
-    if settings.copies != NO_COPIES and not any(example.rationale for example in examples):
-        raise RecipeError(
-            "blackbox: copies need human rationales and no training text has one: "
-            "give data in ERASER format or leave copies out"
-        )
+    _insist_on_rationales(settings, examples)
     texts = [example.text for example in examples]
     black_box = new_black_box(settings, recipe.classes, texts)
     validation = {
         f"{row}:{source.path}": encode_examples(black_box, _read(recipe, source))
         for row, source in enumerate(recipe.data.validation)
     }
+    documents = encode_examples(black_box, examples)
+    rounds = None
+    if settings.feedback.every:
+        scaled = settings.feedback.use == "scaled"
+        if scaled and not isinstance(black_box.model, CnnForSequenceClassification):
+            raise RecipeError("blackbox: feedback: only a cnn has features that can be scaled")
+        rounds = Rounds(black_box, documents, settings.feedback, recipe.seed, folder)
+    picks = isinstance(black_box.model, RationaleForSequenceClassification)
     progress = fit(
         black_box,
-        encode_examples(black_box, examples),
+        documents,
         validation,
         settings.fit,
         mask_share=settings.mask_share,
         copies=settings.copies,
+        feedback=rounds,
+        rationale=settings.rationale if picks and settings.rationale.weight else None,
         seed=recipe.seed,
         folder=folder,
     )
     black_box.precision = "fp32"
-    measures = {
-        name: measure_classification(
-            black_box.logits([document.document for document in part]),
-            np.array([document.label for document in part]),
-            black_box.labels,
-        )
-        for name, part in validation.items()
-    }
     black_box.save(folder)
-    neutral = {}
-    if settings.copies.neutral:
-        neutral = {
-            name: measure_neutral(black_box, part, recipe.seed) for name, part in validation.items()
-        }
+    explaining = rounds.seconds() if rounds else 0.0
     _finish(
         folder,
-        **({"neutral": neutral} if neutral else {}),
-        accuracy={name: found["accuracy"] for name, found in measures.items()},
-        measures=measures,
+        **measure_trained(black_box, validation, settings.copies.neutral, recipe.seed),
         history=progress.history,
         texts=len(examples),
-        seconds=progress.seconds,  # the loop keeps the time over restarts
+        seconds=progress.seconds + explaining,  # the loop keeps the time over restarts
+        **({"feedback_seconds": explaining} if rounds else {}),
     )
 
 
@@ -271,6 +266,22 @@ def _attributions(
         targets=dict(zip(texts, targets, strict=True)),
         shard=settings.shard,
     )
+
+
+def _insist_on_rationales(settings: BlackBox, examples: Sequence[Example]) -> None:
+    """Refuses what can only be learnt from human rationales where no training text has one."""
+    layer = settings.architecture == "rationale" and settings.rationale.weight > 0
+    wanted = {
+        "feedback needs": (settings.feedback.every > 0, "leave feedback out"),
+        "copies need": (settings.copies != NO_COPIES, "leave copies out"),
+        "architecture rationale needs": (layer, "choose another architecture"),
+    }
+    for need, (asked, cure) in wanted.items():
+        if asked and not any(example.rationale for example in examples):
+            raise RecipeError(
+                f"blackbox: {need} human rationales and no training text has one: "
+                f"give data in ERASER format or {cure}"
+            )
 
 
 def _read(recipe: Recipe, source: DataSource) -> list[Example]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import AutoConfig
 
+from models import bundle as bundles
 from models.text import TextEncoder
+from training.blackbox.callable import is_function_spec
 from training.blackbox.cnn import CnnConfig, CnnForSequenceClassification
-from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.blackbox.mlp import MlpConfig, MlpForSequenceClassification
+from training.blackbox.rationale import RationaleConfig, RationaleForSequenceClassification
+from training.blackbox.source import BlackBoxSource
 from training.blackbox.vocabulary import (
     SPECIAL_TOKENS,
     count_words,
@@ -18,13 +25,14 @@ from training.blackbox.vocabulary import (
     word_tokenizer,
     word_vectors,
 )
-from training.config import BlackBox
+from training.config import NEUTRAL, BlackBox
+from training.data.example import DataError
 
 
 def new_black_box(
     settings: BlackBox, labels: Sequence[str], texts: Sequence[str]
 ) -> HuggingFaceBlackBox:
-    """Makes the black box of a recipe, ready to be trained.
+    """Makes or opens the black box of a recipe, ready to be trained.
 
     Args:
         settings: architecture and its parameters.
@@ -41,6 +49,10 @@ def new_black_box(
             max_tokens=settings.max_tokens,
             overlap=settings.overlap,
         )
+    if settings.architecture == "trained":
+        return _go_on(settings, tuple(labels))
+    if settings.architecture == "rationale":
+        return _new_rationale(settings, labels)
     chosen = settings.vocabulary
     words = most_frequent(count_words(texts), chosen.size, skip=chosen.skip, least=chosen.least)
     encoder = TextEncoder(
@@ -50,6 +62,86 @@ def new_black_box(
     if settings.architecture == "cnn":
         return HuggingFaceBlackBox(_new_cnn(settings, words, size, labels), encoder, labels)
     return HuggingFaceBlackBox(_new_mlp(settings, size, labels), encoder, labels)
+
+
+def _go_on(settings: BlackBox, labels: tuple[str, ...]) -> HuggingFaceBlackBox:
+    """Opens a black box trained before; a neutral class that it lacks is added."""
+    name = settings.checkpoint
+    found = _open(name)
+    model = found.model
+    if labels == (*found.labels, NEUTRAL):
+        _add_class(model, name)
+    elif labels != found.labels:
+        raise DataError(
+            f"{name} has the classes {', '.join(found.labels)}, the recipe {', '.join(labels)}: "
+            "give them the same labels in the same order"
+        )
+    for key, value in _labelled(labels).items():
+        setattr(model.config, key, value)
+    return HuggingFaceBlackBox(model, _encoder_of(found, settings), labels)
+
+
+def _open(name: str, *, new_head: bool = False) -> HuggingFaceBlackBox:
+    """Opens a torch black box; with `new_head` a bare encoder will do."""
+    if is_function_spec(name):
+        raise DataError(f"{name} is a function and cannot be trained: give a bundle or checkpoint")
+    if new_head and not (Path(name) / bundles.MANIFEST).is_file():
+        return HuggingFaceBlackBox.from_checkpoint(name, None)
+    found = BlackBoxSource(name).open()
+    assert isinstance(found, HuggingFaceBlackBox)
+    return found
+
+
+def _encoder_of(found: HuggingFaceBlackBox, settings: BlackBox) -> TextEncoder:
+    """Returns a black box's tokenizer with the recipe's windows, as far as the model takes them."""
+    longest = getattr(found.model.config, "max_position_embeddings", settings.max_tokens)
+    return TextEncoder.from_json(
+        found.encoder.to_json(),
+        max_tokens=min(settings.max_tokens, longest),
+        overlap=settings.overlap,
+    )
+
+
+def _add_class(model: Any, name: str) -> None:
+    """Gives the last layer one more row, of zeros: the new class starts between the others."""
+    last = getattr(model, "classifier", None)
+    if not isinstance(last, nn.Linear):
+        raise DataError(
+            f"{name} has no linear layer `classifier` to add {NEUTRAL} to: start from its encoder"
+        )
+    wider = nn.Linear(last.in_features, last.out_features + 1)
+    with torch.no_grad():
+        for new, old in ((wider.weight, last.weight), (wider.bias, last.bias)):
+            new.zero_()[: len(old)] = old
+    model.classifier = wider
+    model.num_labels = wider.out_features
+
+
+def _new_rationale(settings: BlackBox, labels: Sequence[str]) -> HuggingFaceBlackBox:
+    """Puts a fresh rationale layer and classifier on the encoder of a checkpoint or bundle."""
+    found = _open(settings.checkpoint, new_head=True)
+    trunk: Any = found.model.base_model
+    if trunk is found.model:  # as the small models of ours
+        raise DataError(f"{settings.checkpoint} has no encoder to take: give a transformer")
+    encoder = _encoder_of(found, settings)
+    shape = trunk.config.to_dict()
+    # What belongs to the checkpoint: its folder, its own head and windows.
+    for key in ("_name_or_path", "architectures", "id2label", "label2id", WINDOWS):
+        shape.pop(key, None)
+    inside = (encoder.encode("a").windows[0].word_index >= 0).nonzero()[0]
+    config = RationaleConfig(
+        trunk=AutoConfig.for_model(**shape),
+        dropout=settings.rationale.dropout,
+        prefix_tokens=int(inside[0]),
+        suffix_tokens=encoder.special_tokens - int(inside[0]),
+        **_labelled(labels),
+    )
+    model = RationaleForSequenceClassification(config)
+    learnt = {
+        key: value for key, value in trunk.state_dict().items() if not key.startswith("pooler.")
+    }
+    model.trunk.load_state_dict(learnt)
+    return HuggingFaceBlackBox(model, encoder, labels)
 
 
 def _new_cnn(
@@ -62,6 +154,7 @@ def _new_cnn(
         channels=cnn.channels,
         kernels=cnn.kernels,
         attention_heads=cnn.attention_heads,
+        attention=cnn.attention,
         dropout=cnn.dropout,
         frozen_vectors=cnn.frozen_vectors,
         max_position_embeddings=settings.max_tokens,

@@ -31,6 +31,7 @@ class CnnConfig(PretrainedConfig):
         channels: of each convolution.
         kernels: width of each in words, odd.
         attention_heads: of the self-attention over the last convolution; 0 leaves it out.
+        attention: `always`, or `feedback` to use it only where features are scaled.
         dropout: after each convolution and before the linear layer.
         frozen_vectors: word vectors are not trained.
         pad_token_id: its vector is zero.
@@ -46,6 +47,7 @@ class CnnConfig(PretrainedConfig):
         channels: Sequence[int] = (64, 128, 256),
         kernels: Sequence[int] = (3, 5, 7),
         attention_heads: int = 0,
+        attention: str = "always",
         dropout: float = 0.5,
         frozen_vectors: bool = True,
         pad_token_id: int = 0,
@@ -57,6 +59,7 @@ class CnnConfig(PretrainedConfig):
         self.channels = list(channels)
         self.kernels = list(kernels)
         self.attention_heads = attention_heads
+        self.attention = attention
         self.dropout = dropout
         self.frozen_vectors = frozen_vectors
         self.max_position_embeddings = max_position_embeddings
@@ -143,12 +146,19 @@ class CnnForSequenceClassification(PreTrainedModel):
         """Returns the word vectors."""
         return self.vectors
 
+    def unread_parameters(self) -> set[str]:
+        """Names the parameters that no answer depends on; they matter in feedback steps."""
+        if self.config.attention == "always":
+            return set()
+        return {name for name, _ in self.named_parameters() if name.startswith("attention.")}
+
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        feature_scale: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput:
         """Returns logits [batch, classes] and the states [batch, tokens, …] of each layer.
@@ -158,6 +168,8 @@ class CnnForSequenceClassification(PreTrainedModel):
             attention_mask: 1 for words, 0 for padding, [batch, tokens]; None takes all.
             inputs_embeds: float [batch, tokens, hidden_size] in place of ids.
             output_hidden_states: whether the states are wanted.
+            feature_scale: factor on the features of each word after the convolutions, float
+                [batch, tokens], as in the published feedback steps.
         """
         x = inputs_embeds
         if x is None:
@@ -171,7 +183,10 @@ class CnnForSequenceClassification(PreTrainedModel):
         for convolution in self.convolutions:
             x = convolution(x, mask)
             states.append(x)
-        if self.attention is not None:
+        if feature_scale is not None:
+            x = x * feature_scale[..., None]
+        always = self.config.attention == "always"
+        if self.attention is not None and (always or feature_scale is not None):
             x = self.attention(x, mask)
             states.append(x)
         pooled = x.masked_fill(~mask[..., None], LOWEST).amax(1)

@@ -33,6 +33,21 @@ class LabelledDocument:
     rationale: tuple[Span, ...] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What the explanation of a training text for its gold label got wrong.
+
+    Attributes:
+        missed: bool [words], content words of the rationale that are not among the strongest.
+        distracting: bool [words], the strongest content words that nobody marked.
+        hit: share of human spans with a word among the strongest, in [0, 1].
+    """
+
+    missed: BoolArray
+    distracting: BoolArray
+    hit: float
+
+
 @dataclass(frozen=True)
 class Copy:
     """Which words are kept, bool [words], and what to answer, probabilities [classes]."""
@@ -47,6 +62,7 @@ def draw_copy(
     settings: Copies,
     classes: int,
     rng: np.random.Generator,
+    finding: Finding | None = None,
 ) -> Copy | None:
     """Draws a copy that the rationale decides, or None, for a row like those of any text.
 
@@ -56,17 +72,14 @@ def draw_copy(
         settings: how often which copy is drawn.
         classes: of the black box; with `neutral` the last one is it.
         rng: of the draw.
+        finding: what feedback knows of the text; its distractors are kept where the rationale is
+            masked and masked where it is kept, so that they cannot stand for it.
     """
     choice = rng.random()
-    places = window.word_index[window.word_index >= 0]
-    if not part.rationale or not len(places):
-        return None
-    low, high = int(places.min()), int(places.max()) + 1
-    clipped = [(max(first, low), min(end, high)) for first, end in part.rationale]
-    spans = [(first, end) for first, end in clipped if first < end]
+    spans = rationale_inside(part, window)
     if not spans:
         return None
-    inside = mark([(low, high)], len(part.document.words))
+    inside = mark([stretch(window)], len(part.document.words))
     gold = mark(spans, len(inside))
     label = _certain(part.label, classes)
     ends = np.cumsum(
@@ -81,12 +94,27 @@ def draw_copy(
         case 0:
             return Copy(~gold, _without(label, settings.neutral))
         case 1:
+            if finding is not None and finding.distracting[inside].any():
+                return Copy(~(finding.distracting & inside), label)
             return Copy(~_elsewhere(spans, inside, rng), label)
         case 2:
             return Copy(gold, label)
         case 3:
-            return _graded(gold, label, settings.neutral, rng)
+            return _graded(gold, label, settings.neutral, rng, finding)
     return None
+
+
+def stretch(window: Window) -> Span:
+    """Returns the range of words that a window reaches, empty where it reaches none."""
+    places = window.word_index[window.word_index >= 0]
+    return (int(places.min()), int(places.max()) + 1) if len(places) else (0, 0)
+
+
+def rationale_inside(part: LabelledDocument, window: Window) -> list[Span]:
+    """Returns the parts of a text's rationale that lie in a window, ranges of the text's words."""
+    low, high = stretch(window)
+    clipped = [(max(first, low), min(end, high)) for first, end in part.rationale or ()]
+    return [(first, end) for first, end in clipped if first < end]
 
 
 def mark(spans: Sequence[Span], words: int) -> BoolArray:
@@ -129,7 +157,13 @@ def _elsewhere(spans: Sequence[Span], inside: BoolArray, rng: np.random.Generato
     return mark(random_spans(spans, free, rng), len(inside))
 
 
-def _graded(gold: BoolArray, label: FloatArray, neutral: bool, rng: np.random.Generator) -> Copy:
+def _graded(
+    gold: BoolArray,
+    label: FloatArray,
+    neutral: bool,
+    rng: np.random.Generator,
+    finding: Finding | None,
+) -> Copy:
     """Masks words at a rate from U(0, 1); the target moves with the share of the rationale kept.
 
     Such copies are those that LIME and Kernel SHAP draw: what they find is what moves the answer
@@ -137,6 +171,8 @@ def _graded(gold: BoolArray, label: FloatArray, neutral: bool, rng: np.random.Ge
     """
     keep = rng.random(len(gold)) >= rng.random()
     share = float(keep[gold].mean())
+    if finding is not None:
+        keep[finding.distracting] = rng.random(int(finding.distracting.sum())) >= share
     return Copy(keep, share * label + (1 - share) * _without(label, neutral))
 
 

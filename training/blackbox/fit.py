@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from models.text import FloatArray, IntArray, bucket_length, pad_rows
-from training.blackbox.copies import LabelledDocument, draw_copy
+from training.blackbox.copies import Finding, LabelledDocument, draw_copy
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.config import NO_COPIES, Copies, Optimization
+from training.blackbox.rationale_fit import marked_weight, piece_targets, rationale_loss
+from training.config import NO_COPIES, Copies, Optimization, RationaleLayer
 from training.data.example import Example
 from training.data.rationale import word_ranges
 from training.loop import Loop, Progress
+
+NO_FINDINGS: Mapping[str, Finding] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,28 @@ class LabelledBatch:
     """Rows of ids padded to one length, int64 [rows, tokens], and targets.
 
     Targets are classes, int64 [rows], or where copies are drawn their probabilities, float32
-    [rows, classes].
+    [rows, classes]. A step of scaled feedback has factors on the features of each token, float32
+    [rows, tokens]. Where a rationale layer is trained, and something is known of a row, there is
+    what people marked, see `piece_targets`, float32 [rows, tokens].
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     targets: Tensor
+    feature_scale: Tensor | None = None
+    rationale: Tensor | None = None
+
+
+class Feedback(Protocol):
+    """What explanations of training texts say to the epochs that follow them."""
+
+    def findings(self, epoch: int) -> Mapping[str, Finding]:
+        """Returns by text what the copies of an epoch should know."""
+        ...
+
+    def steps(self, epoch: int) -> list[LabelledBatch]:
+        """Returns further steps at the end of an epoch."""
+        ...
 
 
 def encode_examples(
@@ -55,6 +77,8 @@ def fit(
     *,
     mask_share: float,
     copies: Copies = NO_COPIES,
+    feedback: Feedback | None = None,
+    rationale: RationaleLayer | None = None,
     seed: int,
     folder: Path,
 ) -> Progress:
@@ -72,6 +96,9 @@ def fit(
         settings: of the loop.
         mask_share: in [0, 1].
         copies: see `Copies`; by default none.
+        feedback: see `Feedback`; by default none.
+        rationale: how the black box's rationale layer is trained on what people marked; None where
+            it has none, or learns from the labels alone.
         seed: of order, windows, masks and dropout.
         folder: for the checkpoint of a run that may be killed.
     """
@@ -80,16 +107,32 @@ def fit(
         accuracy = {name: measure_accuracy(black_box, part) for name, part in validation.items()}
         return {**accuracy, "score": float(np.mean(list(accuracy.values())))}
 
+    share = rationale.weight if rationale else 0.0
+    weight = marked_weight(train, rationale.pos_weight) if rationale else 0.0
+
+    def batches(epoch: int) -> list[LabelledBatch]:
+        findings = feedback.findings(epoch) if feedback else {}
+        found = make_batches(
+            black_box, train, settings, mask_share, seed, epoch, copies, findings,
+            marks=rationale is not None,
+        )  # fmt: skip
+        return found + (feedback.steps(epoch) if feedback else [])
+
     def loss(batch: LabelledBatch) -> Tensor:
-        output = black_box.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return functional.cross_entropy(output.logits.float(), batch.targets)
+        scaled = {} if batch.feature_scale is None else {"feature_scale": batch.feature_scale}
+        output = black_box.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **scaled
+        )
+        of_labels = functional.cross_entropy(output.logits.float(), batch.targets)
+        if batch.rationale is None:
+            return of_labels
+        marked = rationale_loss(output.rationale_logits, batch.rationale, weight)
+        return of_labels + share * marked
 
     black_box.precision = settings.precision
     return Loop(
         module=black_box.model,
-        batches=lambda epoch: make_batches(
-            black_box, train, settings, mask_share, seed, epoch, copies
-        ),
+        batches=batches,
         loss=loss,
         validate=validate,
         settings=settings,
@@ -115,35 +158,58 @@ def make_batches(
     seed: int,
     epoch: int,
     copies: Copies = NO_COPIES,
+    findings: Mapping[str, Finding] = NO_FINDINGS,
+    *,
+    marks: bool = False,
 ) -> list[LabelledBatch]:
-    """Draws one window per document and groups rows of like length, in random order."""
+    """Draws one window per document and groups rows of like length, in random order.
+
+    With `marks` the batches say what people marked, for a rationale layer.
+    """
     rng = np.random.default_rng((seed, epoch))
     draws = copies != NO_COPIES  # else the random numbers stay those of a run without copies
     classes = len(black_box.labels)
     rows: list[IntArray] = []
     targets: list[FloatArray] = []
+    marked: list[npt.NDArray[np.float32]] = []
     for part in documents:
         window = part.document.windows[rng.integers(len(part.document.windows))]
-        ids, target = window.input_ids, np.eye(classes)[part.label]
-        copy = draw_copy(part, window, copies, classes, rng) if draws else None
+        keep, target = None, np.eye(classes)[part.label]
+        finding = findings.get(part.document.text)
+        copy = draw_copy(part, window, copies, classes, rng, finding) if draws else None
         if copy is not None:
-            ids, target = black_box.encoder.masked_ids(window, copy.keep), copy.target
+            keep, target = copy.keep, copy.target
         elif rng.random() < mask_share:
             keep = rng.random(len(part.document.words)) >= rng.random()
-            ids = black_box.encoder.masked_ids(window, keep)
-        rows.append(ids)
+        ids = window.input_ids
+        rows.append(ids if keep is None else black_box.encoder.masked_ids(window, keep))
         targets.append(target)
+        if marks:
+            marked.append(piece_targets(part, window, keep))
     every = torch.tensor(np.array(targets, dtype=np.float32))
     if not draws:
         every = every.argmax(1)
     batches = []
     for group in group_by_length([len(row) for row in rows], settings, rng):
-        longest = max(len(rows[row]) for row in group)
-        ids, mask = pad_rows(
-            [rows[row] for row in group], bucket_length(longest), black_box.encoder.pad_id
+        longest = bucket_length(max(len(rows[row]) for row in group))
+        ids, mask = pad_rows([rows[row] for row in group], longest, black_box.encoder.pad_id)
+        batches.append(
+            LabelledBatch(
+                torch.from_numpy(ids),
+                torch.from_numpy(mask),
+                every[group],
+                rationale=_pad_marks([marked[row] for row in group], longest) if marks else None,
+            )
         )
-        batches.append(LabelledBatch(torch.from_numpy(ids), torch.from_numpy(mask), every[group]))
     return batches
+
+
+def _pad_marks(rows: Sequence[npt.NDArray[np.float32]], length: int) -> Tensor | None:
+    """Pads targets of pieces with NaN; None where nothing is known of any row."""
+    padded = np.full((len(rows), length), np.nan, dtype=np.float32)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return None if np.isnan(padded).all() else torch.from_numpy(padded)
 
 
 def group_by_length(

@@ -24,6 +24,7 @@ from models.text import (
 )
 from training.blackbox.cnn import CnnConfig, CnnForSequenceClassification
 from training.blackbox.mlp import MlpConfig, MlpForSequenceClassification
+from training.blackbox.rationale import RationaleConfig, RationaleForSequenceClassification
 from training.data.example import DataError
 from training.data.load import package_path
 
@@ -38,8 +39,10 @@ transformers_logging.disable_progress_bar()
 
 AutoConfig.register(CnnConfig.model_type, CnnConfig)
 AutoConfig.register(MlpConfig.model_type, MlpConfig)
+AutoConfig.register(RationaleConfig.model_type, RationaleConfig)
 AutoModelForSequenceClassification.register(CnnConfig, CnnForSequenceClassification)
 AutoModelForSequenceClassification.register(MlpConfig, MlpForSequenceClassification)
+AutoModelForSequenceClassification.register(RationaleConfig, RationaleForSequenceClassification)
 
 
 class HuggingFaceBlackBox:
