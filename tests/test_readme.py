@@ -9,6 +9,7 @@ import pytest
 
 from training.evaluation.report import (
     alignment_to_markdown,
+    packages_to_markdown,
     speed_to_markdown,
     summary,
     teachers_to_markdown,
@@ -36,6 +37,11 @@ def test_a_table_of_the_readme_is_that_of_its_file(name):
 def test_the_speed_table_is_that_of_its_file():
     result = json.loads((ROOT / "docs/results/speed.json").read_text(encoding="utf-8"))
     assert speed_to_markdown(result) in README
+
+
+def test_the_table_of_packages_is_that_of_its_file():
+    result = json.loads((ROOT / "docs/results/attribution_speed.json").read_text(encoding="utf-8"))
+    assert packages_to_markdown(result) in README
 
 
 def test_every_quoted_command_line_flag_exists():

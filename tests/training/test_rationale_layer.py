@@ -608,7 +608,7 @@ def test_words_are_scored_by_their_strongest_piece_over_windows(by_hand):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("blackbox.architecture=rationale", "rationale needs human rationales"),
+        ("blackbox.architecture=rationale", "a rationale layer needs human rationales"),
         ("blackbox.rationale.weight=-1", "weight of at least 0"),
         ("blackbox.rationale.pos_weight=0", "pos_weight of more than 0"),
         ("blackbox.rationale.dropout=1", "dropout: give at least 0 and less than 1"),

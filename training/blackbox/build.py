@@ -16,6 +16,7 @@ from training.blackbox.callable import is_function_spec
 from training.blackbox.cnn import CnnConfig, CnnForSequenceClassification
 from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.blackbox.mlp import MlpConfig, MlpForSequenceClassification
+from training.blackbox.output import has_rationale_layer
 from training.blackbox.rationale import RationaleConfig, RationaleForSequenceClassification
 from training.blackbox.source import BlackBoxSource
 from training.blackbox.vocabulary import (
@@ -78,6 +79,10 @@ def _go_on(settings: BlackBox, labels: tuple[str, ...]) -> HuggingFaceBlackBox:
         )
     for key, value in _labelled(labels).items():
         setattr(model.config, key, value)
+    if settings.cnn.rationale_layer and not has_rationale_layer(model):
+        if not isinstance(model, CnnForSequenceClassification):
+            raise DataError(f"{name} is no cnn: start from its encoder, as architecture rationale")
+        model.add_rationale_layer()
     return HuggingFaceBlackBox(model, _encoder_of(found, settings), labels)
 
 
@@ -155,6 +160,7 @@ def _new_cnn(
         kernels=cnn.kernels,
         attention_heads=cnn.attention_heads,
         attention=cnn.attention,
+        rationale_layer=cnn.rationale_layer,
         dropout=cnn.dropout,
         frozen_vectors=cnn.frozen_vectors,
         max_position_embeddings=settings.max_tokens,

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-LOWEST = -1e30  # stands for a padded position under a maximum; finite, so differences are numbers
+from training.blackbox.output import LOWEST, RationaleOutput
+
+OPEN = 2.0  # logit of a fresh rationale layer: nearly all of every position passes
 
 
 class CnnConfig(PretrainedConfig):
@@ -31,6 +32,8 @@ class CnnConfig(PretrainedConfig):
         channels: of each convolution.
         kernels: width of each in words, odd.
         attention_heads: of the self-attention over the last convolution; 0 leaves it out.
+        rationale_layer: a linear layer gives each word a logit of being part of the rationale, and
+            its features are multiplied by the sigmoid before the maximum.
         attention: `always`, or `feedback` to use it only where features are scaled.
         dropout: after each convolution and before the linear layer.
         frozen_vectors: word vectors are not trained.
@@ -48,6 +51,7 @@ class CnnConfig(PretrainedConfig):
         kernels: Sequence[int] = (3, 5, 7),
         attention_heads: int = 0,
         attention: str = "always",
+        rationale_layer: bool = False,
         dropout: float = 0.5,
         frozen_vectors: bool = True,
         pad_token_id: int = 0,
@@ -60,6 +64,7 @@ class CnnConfig(PretrainedConfig):
         self.kernels = list(kernels)
         self.attention_heads = attention_heads
         self.attention = attention
+        self.rationale_layer = rationale_layer
         self.dropout = dropout
         self.frozen_vectors = frozen_vectors
         self.max_position_embeddings = max_position_embeddings
@@ -137,10 +142,20 @@ class CnnForSequenceClassification(PreTrainedModel):
         self.attention = (
             SelfAttention(widths[-1], config.attention_heads) if config.attention_heads else None
         )
+        self.rationale: nn.Linear | None = None
+        if config.rationale_layer:
+            self.add_rationale_layer()
         self.dropout = nn.Dropout(config.dropout)
         assert config.num_labels is not None
         self.classifier = nn.Linear(widths[-1], config.num_labels)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def add_rationale_layer(self) -> None:
+        """Adds the layer to a model without one, whose answers it hardly changes at first."""
+        self.config.rationale_layer = True
+        self.rationale = nn.Linear(self.config.channels[-1], 1)
+        nn.init.zeros_(self.rationale.weight)
+        nn.init.constant_(self.rationale.bias, OPEN)
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the word vectors."""
@@ -160,8 +175,8 @@ class CnnForSequenceClassification(PreTrainedModel):
         output_hidden_states: bool | None = None,
         feature_scale: Tensor | None = None,
         **_: Any,
-    ) -> SequenceClassifierOutput:
-        """Returns logits [batch, classes] and the states [batch, tokens, …] of each layer.
+    ) -> RationaleOutput:
+        """Returns logits, the states [batch, tokens, …] of each layer and logits of the rationale.
 
         Args:
             input_ids: int64 [batch, tokens].
@@ -189,10 +204,16 @@ class CnnForSequenceClassification(PreTrainedModel):
         if self.attention is not None and (always or feature_scale is not None):
             x = self.attention(x, mask)
             states.append(x)
+        found = None
+        if self.rationale is not None:
+            found = self.rationale(x)[..., 0].float()
+            x = torch.mul(x, torch.sigmoid(found)[..., None].to(x.dtype))
         pooled = x.masked_fill(~mask[..., None], LOWEST).amax(1)
         logits = self.classifier(self.dropout(pooled))
-        return SequenceClassifierOutput(
-            logits=logits, hidden_states=tuple(states) if output_hidden_states else None
+        return RationaleOutput(
+            logits=logits,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            rationale_logits=found,
         )
 
     def _init_weights(self, module: nn.Module) -> None:

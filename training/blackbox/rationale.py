@@ -14,15 +14,13 @@ does the same with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
-from training.blackbox.cnn import LOWEST
+from training.blackbox.output import LOWEST, RationaleOutput
 
 # What other code reads of a classifier's config; here it is the trunk's.
 MIRRORED = ("vocab_size", "hidden_size", "max_position_embeddings", "pad_token_id")
@@ -60,21 +58,6 @@ class RationaleConfig(PretrainedConfig):
         for name in MIRRORED:
             if hasattr(self.trunk, name):
                 setattr(self, name, getattr(self.trunk, name))
-
-
-@dataclass
-class RationaleOutput(ModelOutput):
-    """What the model answers.
-
-    Attributes:
-        logits: [batch, classes].
-        hidden_states: embedding output and each layer's states, [batch, tokens, hidden] each.
-        rationale_logits: of each token, special tokens and padding too, float32 [batch, tokens].
-    """
-
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    rationale_logits: Tensor | None = None
 
 
 class RationaleForSequenceClassification(PreTrainedModel):

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.text import BoolArray, Document, FloatArray, Window, bucket_length, pad_rows
-from training.blackbox.cnn import LOWEST
 from training.blackbox.copies import LabelledDocument, mark, rationale_inside
 from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.output import LOWEST
 
 
 def piece_targets(

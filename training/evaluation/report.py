@@ -94,6 +94,21 @@ def teachers_to_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def packages_to_markdown(result: Mapping[str, Any]) -> str:
+    """Returns the table of `tests.bench.attribution`: how much faster than the packages."""
+    lines = [
+        "| package | tokens | against a pipeline | against hand-made fp32 batches "
+        "| share of the raw forward pass |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['package']} | {row['tokens']} | {row['times_pipeline']:.1f} x "
+        f"| {row['times_hand-batched']:.1f} x | {row['share_of_raw']:.0%} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(lines)
+
+
 def alignment_to_markdown(result: Mapping[str, Any]) -> str:
     """Returns the tables of `l2e align`: a line for each row of the study, then the tests.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from training.blackbox.copies import LabelledDocument
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.blackbox.rationale import RationaleForSequenceClassification
+from training.blackbox.output import has_rationale_layer
 from training.blackbox.rationale_fit import measure_rationale
 from training.evaluation.classification import measure_classification
 from training.evaluation.neutral import measure_neutral
@@ -49,7 +49,7 @@ def measure_trained(
         found["neutral"] = {
             name: measure_neutral(black_box, part, seed) for name, part in validation.items()
         }
-    if isinstance(black_box.model, RationaleForSequenceClassification):
+    if has_rationale_layer(black_box.model):
         found["rationale"] = {
             name: measure_rationale(black_box, part) for name, part in validation.items()
         }
