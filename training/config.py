@@ -139,7 +139,8 @@ class RationaleLayer:
 class BlackBox:
     """The classifier that is explained."""
 
-    # `trained` goes on from a black box trained before, whatever its architecture.
+    # `trained` goes on from a black box trained before, whatever its architecture, dropout and
+    # frozen vectors; of `cnn` only rationale_layer is read, to add one.
     architecture: Literal["transformer", "cnn", "mlp", "rationale", "trained"] = "transformer"
     # package:, folder or hub id of an encoder; of `trained`, a bundle or a fine-tuned checkpoint;
     # of `rationale`, any of them, of which the encoder is taken.

@@ -27,9 +27,9 @@ from training.blackbox.copies import (
     rationale_inside,
     stretch,
 )
-from training.blackbox.fit import LabelledBatch
+from training.blackbox.fit import LabelledBatch, group_by_length
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.config import Feedback
+from training.config import Feedback, Optimization
 from training.data.rationale import content_words
 from training.runtime import progress, write_json
 
@@ -47,6 +47,7 @@ class Rounds:
         black_box: in training.
         documents: all that is trained on; those with a rationale can be explained.
         settings: see `Feedback`.
+        fit: of the training, whose batches are as large.
         seed: of the choice of texts and windows, and of LIME.
         folder: holds `feedback-N.json` for the round before epoch N.
     """
@@ -54,6 +55,7 @@ class Rounds:
     black_box: HuggingFaceBlackBox
     documents: Sequence[LabelledDocument]
     settings: Feedback
+    fit: Optimization
     seed: int
     folder: Path
 
@@ -65,11 +67,16 @@ class Rounds:
         return {part.document.text: finding for found in rounds for part, _, finding in found}
 
     def steps(self, epoch: int) -> list[LabelledBatch]:
-        """See `training.blackbox.fit.Feedback`: one step of the published kind, after a round."""
+        """See `training.blackbox.fit.Feedback`: steps of the published kind, after a round."""
         if self.settings.use != "scaled":
             return []
         rows = [row for row in self._round(epoch) if row[2].hit <= self.settings.below]
-        return [self._scaled(rows)] if rows else []
+        if not rows:
+            return []
+        lengths = [len(window.input_ids) for _, window, _ in rows]
+        rng = np.random.default_rng((self.seed, epoch, 2))  # apart from the choice of texts
+        groups = group_by_length(lengths, self.fit, rng)
+        return [self._scaled([rows[row] for row in group]) for group in groups]
 
     def seconds(self) -> float:
         """Returns the time that all rounds so far have taken."""

@@ -212,8 +212,23 @@ def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
         "blackbox: feedback: give every and first of at least 0 and texts of at least 1": (
             min(feedback.every, feedback.first) >= 0 and feedback.texts >= 1
         ),
-        "blackbox: feedback: use of copies needs shares of copies": (
-            feedback.every == 0 or feedback.use != "copies" or sum(shares) > 0
+        "blackbox: feedback: use of copies needs shares of random_spans or graded copies": (
+            feedback.every == 0
+            or feedback.use != "copies"
+            or copies.random_spans + copies.graded > 0
+        ),
+        "blackbox: feedback: give first of less than the epochs of fit": (
+            feedback.every == 0 or feedback.first < black_box.fit.epochs
+        ),
+        "blackbox: feedback: give a scale of more than 0 and below in [0, 1]": (
+            feedback.scale > 0 and 0 <= feedback.below <= 1
+        ),
+        "blackbox: cnn: attention of feedback needs attention_heads and scaled feedback": (
+            cnn.attention == "always"
+            or (heads > 0 and feedback.every > 0 and feedback.use == "scaled")
+        ),
+        "blackbox: cnn: rationale_layer is for architecture cnn, or trained from one": (
+            not cnn.rationale_layer or black_box.architecture in ("cnn", "trained")
         ),
         "blackbox: copies: neutral needs without_rationale or graded": (
             not copies.neutral or copies.without_rationale > 0 or copies.graded > 0

@@ -70,7 +70,7 @@ def train(recipe: Recipe, run: Path) -> None:
     examples = [
         example for source in recipe.data.train for example in _read(recipe, source) * source.repeat
     ]
-    _insist_on_rationales(settings, examples)
+    insist_on_rationales(settings, examples)
     texts = [example.text for example in examples]
     black_box = new_black_box(settings, recipe.classes, texts)
     validation = {
@@ -83,7 +83,7 @@ def train(recipe: Recipe, run: Path) -> None:
         scaled = settings.feedback.use == "scaled"
         if scaled and not isinstance(black_box.model, CnnForSequenceClassification):
             raise RecipeError("blackbox: feedback: only a cnn has features that can be scaled")
-        rounds = Rounds(black_box, documents, settings.feedback, recipe.seed, folder)
+        rounds = Rounds(black_box, documents, settings.feedback, settings.fit, recipe.seed, folder)
     picks = has_rationale_layer(black_box.model)
     progress = fit(
         black_box,
@@ -268,8 +268,12 @@ def _attributions(
     )
 
 
-def _insist_on_rationales(settings: BlackBox, examples: Sequence[Example]) -> None:
-    """Refuses what can only be learnt from human rationales where no training text has one."""
+def insist_on_rationales(settings: BlackBox, examples: Sequence[Example]) -> None:
+    """Refuses what can only be learnt from human rationales where no training text has one.
+
+    Raises:
+        RecipeError: naming the setting.
+    """
     layer = settings.architecture == "rationale" or settings.cnn.rationale_layer
     wanted = {
         "feedback needs": (settings.feedback.every > 0, "leave feedback out"),

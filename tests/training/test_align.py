@@ -372,11 +372,12 @@ def test_what_cannot_be_done_is_one_line_before_anything_is_trained(
 
 def test_the_shipped_studies_can_be_planned(tmp_path):
     recipes = Path(__file__).resolve().parents[2] / "training" / "recipes"
-    for path in recipes.glob("*.toml"):
-        if "[rows." in path.read_text(encoding="utf-8"):
-            study = read_study(path)
-            assert study.name == path.stem
-            assert plan_trials(study, recipes, tmp_path)
+    studies = [path for path in recipes.glob("*.toml") if "[rows." in path.read_text("utf-8")]
+    assert studies
+    for path in studies:
+        study = read_study(path)
+        assert study.name == path.stem
+        assert plan_trials(study, recipes, tmp_path)
 
 
 def test_a_row_that_is_explained_needs_texts(tmp_path):

@@ -83,6 +83,8 @@ def test_a_rationale_layer_is_added_to_a_cnn(settings, black_box, tmp_path):
     np.testing.assert_allclose(
         found.logits([document]), expected.detach().numpy(), atol=1e-5, rtol=0
     )
+    longer = new_black_box(dataclasses.replace(gated, max_tokens=900), plain.labels, [])
+    assert longer.encoder.max_tokens == 900  # a convolution has no longest text
     found.save(tmp_path / "gated")
     again = HuggingFaceBlackBox.from_checkpoint(str(tmp_path / "gated"), None)
     np.testing.assert_array_equal(logits(again), logits(found))

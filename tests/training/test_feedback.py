@@ -134,7 +134,7 @@ GRADED = Copies(graded=0.5)
 
 def train(black_box, feedback, folder, copies=GRADED, settings=SETTINGS):
     documents = encode_examples(black_box, EXAMPLES)
-    rounds = Rounds(black_box, documents, feedback, 3, folder)
+    rounds = Rounds(black_box, documents, feedback, settings, 3, folder)
     state = fit(
         black_box, documents, {"all": documents}, settings, mask_share=0, copies=copies,
         feedback=rounds, seed=3, folder=folder,
@@ -189,17 +189,18 @@ def test_the_published_step_scales_the_words_that_were_missed(new, tmp_path):
     black_box = new(attention_heads=2, attention="feedback")
     documents = encode_examples(black_box, EXAMPLES)
     feedback = Feedback(every=1, first=0, texts=50, budget=16, use="scaled", scale=3, below=1)
-    rounds = Rounds(black_box, documents, feedback, 0, tmp_path)
+    rounds = Rounds(black_box, documents, feedback, SETTINGS, 0, tmp_path)
     assert rounds.findings(0) == {}
-    [batch] = rounds.steps(0)
-    assert len(batch.targets) == 20
-    assert batch.feature_scale is not None
-    assert set(batch.feature_scale.unique().tolist()) <= {1, 3}
-    words = set(batch.input_ids[batch.feature_scale == 3].tolist())
+    batches = rounds.steps(0)
+    assert sorted(len(batch.targets) for batch in batches) == [4, 8, 8]  # rows of the training
     known = json.loads(black_box.encoder.to_json())["model"]["vocab"]
-    assert words <= {known["great"], known["awful"]}
+    for batch in batches:
+        assert batch.feature_scale is not None
+        assert set(batch.feature_scale.unique().tolist()) <= {1, 3}
+        words = set(batch.input_ids[batch.feature_scale == 3].tolist())
+        assert words <= {known["great"], known["awful"]}
     nothing = Feedback(every=1, first=0, texts=50, budget=16, use="scaled", below=-1)
-    assert Rounds(black_box, documents, nothing, 0, tmp_path).steps(0) == []
+    assert Rounds(black_box, documents, nothing, SETTINGS, 0, tmp_path).steps(0) == []
 
 
 def test_attention_of_feedback_is_active_in_its_steps_only(new):
@@ -212,6 +213,8 @@ def test_attention_of_feedback_is_active_in_its_steps_only(new):
         for name in model.unread_parameters():
             model.get_parameter(name).zero_()
     assert torch.equal(model(input_ids=ids).logits, plain)
+    model.revive_attention()  # as after a bundle, which lacks what no answer depends on
+    assert not torch.equal(model(input_ids=ids, feature_scale=scale).logits, plain)
     assert new(attention_heads=2).model.unread_parameters() == set()
 
 
@@ -243,7 +246,18 @@ def test_a_recipe_without_rationales_cannot_ask_for_feedback(recipe_path, tmp_pa
     ("asked", "message"),
     [
         (["blackbox.feedback.every=-1"], "every and first of at least 0"),
-        (["blackbox.feedback.every=1"], "needs shares of copies"),
+        (["blackbox.feedback.every=1"], "needs shares of random_spans or graded"),
+        (
+            ["blackbox.feedback.every=1", "blackbox.copies.only_rationale=1"],
+            "needs shares of random_spans or graded",
+        ),
+        (
+            ["blackbox.feedback.every=1", "blackbox.copies.graded=1", "blackbox.feedback.first=99"],
+            "first of less than the epochs",
+        ),
+        (["blackbox.feedback.below=2"], "below in"),
+        (["blackbox.cnn.attention=feedback"], "needs attention_heads and scaled feedback"),
+        (["blackbox.cnn.rationale_layer=true"], "is for architecture cnn"),
         (
             ["blackbox.feedback.every=1", "blackbox.copies.graded=1", "blackbox.feedback.budget=2"],
             "budget of at least 3",

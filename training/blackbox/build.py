@@ -79,6 +79,8 @@ def _go_on(settings: BlackBox, labels: tuple[str, ...]) -> HuggingFaceBlackBox:
         )
     for key, value in _labelled(labels).items():
         setattr(model.config, key, value)
+    if isinstance(model, CnnForSequenceClassification):
+        model.revive_attention()
     if settings.cnn.rationale_layer and not has_rationale_layer(model):
         if not isinstance(model, CnnForSequenceClassification):
             raise DataError(f"{name} is no cnn: start from its encoder, as architecture rationale")
@@ -99,6 +101,8 @@ def _open(name: str, *, new_head: bool = False) -> HuggingFaceBlackBox:
 
 def _encoder_of(found: HuggingFaceBlackBox, settings: BlackBox) -> TextEncoder:
     """Returns a black box's tokenizer with the recipe's windows, as far as the model takes them."""
+    if isinstance(found.model, (CnnForSequenceClassification, MlpForSequenceClassification)):
+        found.model.config.max_position_embeddings = settings.max_tokens  # they have no positions
     longest = getattr(found.model.config, "max_position_embeddings", settings.max_tokens)
     return TextEncoder.from_json(
         found.encoder.to_json(),

@@ -157,6 +157,15 @@ class CnnForSequenceClassification(PreTrainedModel):
         nn.init.zeros_(self.rationale.weight)
         nn.init.constant_(self.rationale.bias, OPEN)
 
+    def revive_attention(self) -> None:
+        """Starts attention anew where it is all zeros: no gradient would ever reach it.
+
+        A bundle lacks what no answer depends on, so attention for feedback comes out of it so.
+        """
+        if self.attention is not None and not any(p.any() for p in self.attention.parameters()):
+            self.attention.query_key_value.reset_parameters()
+            self.attention.output.reset_parameters()
+
     def get_input_embeddings(self) -> nn.Module:
         """Returns the word vectors."""
         return self.vectors

@@ -72,8 +72,9 @@ def draw_copy(
         settings: how often which copy is drawn.
         classes: of the black box; with `neutral` the last one is it.
         rng: of the draw.
-        finding: what feedback knows of the text; its distractors are kept where the rationale is
-            masked and masked where it is kept, so that they cannot stand for it.
+        finding: what feedback knows of the text. In graded copies its distractors are kept where
+            the rationale is masked and masked where it is kept, so that they cannot stand for it;
+            they take the place of random spans. Other copies do not read it.
     """
     choice = rng.random()
     spans = rationale_inside(part, window)
@@ -82,6 +83,8 @@ def draw_copy(
     inside = mark([stretch(window)], len(part.document.words))
     gold = mark(spans, len(inside))
     label = _certain(part.label, classes)
+    # The same text may come with other marks, too: what one marked distracts nobody here.
+    distracting = None if finding is None else finding.distracting & inside & ~gold
     ends = np.cumsum(
         [
             settings.without_rationale,
@@ -94,13 +97,13 @@ def draw_copy(
         case 0:
             return Copy(~gold, _without(label, settings.neutral))
         case 1:
-            if finding is not None and finding.distracting[inside].any():
-                return Copy(~(finding.distracting & inside), label)
+            if distracting is not None and distracting.any():
+                return Copy(~distracting, label)
             return Copy(~_elsewhere(spans, inside, rng), label)
         case 2:
             return Copy(gold, label)
         case 3:
-            return _graded(gold, label, settings.neutral, rng, finding)
+            return _graded(gold, label, settings.neutral, rng, distracting)
     return None
 
 
@@ -162,7 +165,7 @@ def _graded(
     label: FloatArray,
     neutral: bool,
     rng: np.random.Generator,
-    finding: Finding | None,
+    distracting: BoolArray | None,
 ) -> Copy:
     """Masks words at a rate from U(0, 1); the target moves with the share of the rationale kept.
 
@@ -171,8 +174,8 @@ def _graded(
     """
     keep = rng.random(len(gold)) >= rng.random()
     share = float(keep[gold].mean())
-    if finding is not None:
-        keep[finding.distracting] = rng.random(int(finding.distracting.sum())) >= share
+    if distracting is not None:
+        keep[distracting] = rng.random(int(distracting.sum())) >= share
     return Copy(keep, share * label + (1 - share) * _without(label, neutral))
 
 

@@ -14,7 +14,7 @@ from training.config import AlignmentRow, AlignmentStudy, DataSource, Recipe, Re
 from training.data import Example, load
 from training.evaluation.shards import texts_digest
 from training.recipe import read_recipe
-from training.stages import guard_recipe
+from training.stages import guard_recipe, insist_on_rationales
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,14 @@ def check_trials(trials: Sequence[Trial], texts: Texts) -> None:
             teacher is unknown or has too small a budget, or its folder was made with another
             recipe.
     """
+    sources = {trial.row: trial.source for trial in trials}
     for trial in trials:
         try:
+            if sources.get(trial.settings.against, trial.source) != trial.source:
+                raise RecipeError(
+                    f"against {trial.settings.against}: it is judged on other texts: name the same "
+                    "source in both rows"
+                )
             _check(trial, texts)
         except ValueError as error:
             raise RecipeError(f"rows.{trial.row}: {error}") from None
@@ -134,6 +140,8 @@ def _check(trial: Trial, texts: Texts) -> None:
     data = trial.recipe.data
     for source in (trial.source, *data.train, *data.validation):
         texts.read(source, trial.recipe)
+    read = [text for source in data.train for text in texts.read(source, trial.recipe)]
+    insist_on_rationales(trial.recipe.blackbox, read)
     if trial.settings.teachers:
         _check_rationales(trial, texts)
         _check_budgets(trial, texts.read(trial.source, trial.recipe))
