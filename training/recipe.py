@@ -143,11 +143,10 @@ def _study_demands(study: AlignmentStudy) -> dict[str, bool]:
 
 def _row_demands(study: AlignmentStudy, name: str) -> dict[str, bool]:
     row, seeds = study.rows[name], study.seeds_of(name)
-    # Unknown is compared with itself: another demand says what is wrong.
-    other = study.rows.get(row.against, row)
-    judged, others = (
+    known = [study.rows[other] for other in row.against if other in study.rows]
+    judged, *others = (
         (part.source, part.teachers, part.tokens, part.limit, part.precision)
-        for part in (row, other)
+        for part in (row, *known)
     )
     taken = {entry.partition("=")[0] for entry in row.set} & {"name", "seed", "data.root"}
     return {
@@ -163,11 +162,15 @@ def _row_demands(study: AlignmentStudy, name: str) -> dict[str, bool]:
         f"rows.{name}: source: say where the judged texts are, here or in [source]": not (
             row.teachers and row.source is None and study.source is None
         ),
-        f"rows.{name}: against: there is no other row {row.against!r}": (
-            not row.against or row.against in {*study.rows} - {name}
-        ),
-        f"rows.{name}: against {row.against}: give both rows the same source, teachers, tokens, "
-        "limit and precision": judged == others,
+        **{
+            f"rows.{name}: against: there is no other row {other!r}": (
+                other in {*study.rows} - {name}
+            )
+            for other in row.against
+        },
+        f"rows.{name}: against: name each row once": len({*row.against}) == len(row.against),
+        f"rows.{name}: against {', '.join(row.against)}: give the rows the same source, teachers, "
+        "tokens, limit and precision": all(judged == other for other in others),
     }
 
 
@@ -217,23 +220,37 @@ def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
             or feedback.use != "copies"
             or copies.random_spans + copies.graded > 0
         ),
+        "blackbox: feedback: use of marks needs a rationale layer, trained with some weight": (
+            feedback.every == 0
+            or feedback.use != "marks"
+            or (rationale.weight > 0 and _may_pick(black_box))
+        ),
         "blackbox: feedback: give first of less than the epochs of fit": (
             feedback.every == 0 or feedback.first < black_box.fit.epochs
         ),
-        "blackbox: feedback: give a scale of more than 0 and below in [0, 1]": (
-            feedback.scale > 0 and 0 <= feedback.below <= 1
+        "blackbox: feedback: give a scale of more than 0, for marks of more than 1": (
+            feedback.scale > (1 if feedback.use == "marks" else 0)
         ),
+        "blackbox: feedback: give below in [0, 1]": (0 <= feedback.below <= 1),
         "blackbox: cnn: attention of feedback needs attention_heads and scaled feedback": (
             cnn.attention == "always"
             or (heads > 0 and feedback.every > 0 and feedback.use == "scaled")
         ),
-        "blackbox: cnn: rationale_layer is for architecture cnn, or trained from one": (
-            not cnn.rationale_layer or black_box.architecture in ("cnn", "trained")
+        "blackbox: cnn: pooling of evidence is for architecture cnn, or trained from one": (
+            cnn.pooling == "max" or black_box.architecture in ("cnn", "trained")
         ),
         "blackbox: copies: neutral needs without_rationale or graded": (
             not copies.neutral or copies.without_rationale > 0 or copies.graded > 0
         ),
     }
+
+
+def _may_pick(black_box: BlackBox) -> bool:
+    """Says whether a rationale layer is asked for, or may come with what goes on."""
+    return black_box.architecture in ("rationale", "trained") or (
+        black_box.architecture,
+        black_box.cnn.pooling,
+    ) == ("cnn", "evidence")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -24,6 +24,7 @@ from training.attribution.run import attribute_texts
 from training.attribution.store import AttributionStore
 from training.blackbox.build import new_black_box
 from training.blackbox.cnn import CnnForSequenceClassification
+from training.blackbox.copies import mark_at_random
 from training.blackbox.fit import encode_examples, fit
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.output import has_rationale_layer
@@ -39,6 +40,8 @@ from training.feedback import Rounds
 from training.recipe import with_defaults
 from training.release import assemble, write_card
 from training.runtime import write_json
+
+CONTROL = 7  # keeps the draw of random rationales apart from the others of a seed
 
 
 def guard_recipe(recipe: Recipe, run: Path) -> None:
@@ -78,6 +81,8 @@ def train(recipe: Recipe, run: Path) -> None:
         for row, source in enumerate(recipe.data.validation)
     }
     documents = encode_examples(black_box, examples)
+    if settings.rationale.random:
+        documents = mark_at_random(documents, np.random.default_rng((recipe.seed, CONTROL)))
     rounds = None
     if settings.feedback.every:
         scaled = settings.feedback.use == "scaled"
@@ -274,7 +279,7 @@ def insist_on_rationales(settings: BlackBox, examples: Sequence[Example]) -> Non
     Raises:
         RecipeError: naming the setting.
     """
-    layer = settings.architecture == "rationale" or settings.cnn.rationale_layer
+    layer = settings.architecture == "rationale" or settings.cnn.pooling == "evidence"
     wanted = {
         "feedback needs": (settings.feedback.every > 0, "leave feedback out"),
         "copies need": (settings.copies != NO_COPIES, "leave copies out"),

@@ -62,7 +62,7 @@ recipe = "tiny.toml"
 set = ["blackbox.copies={ only_rationale = 0.5 }"]
 teachers = { lime = 12, occlusion = 0 }
 limit = 8
-against = "plain"
+against = ["plain"]
 """
 TEACHERS = {"lime": 64, "occlusion": 0}
 KEPT = {name for name in PLAUSIBILITY if not name.endswith(("_precision", "_recall"))}
@@ -323,8 +323,9 @@ def test_json_on_standard_output_is_alone_there(whole, home, runs, capsys):
     ("overrides", "words"),
     [
         (["rows.ours.recipe=gone.toml"], ["no recipe at", "gone.toml"]),
-        (["rows.ours.against=theirs"], ["rows.ours: against", "no other row 'theirs'"]),
-        (["rows.ours.against=ours"], ["no other row 'ours'"]),
+        (['rows.ours.against=["theirs"]'], ["rows.ours: against", "no other row 'theirs'"]),
+        (['rows.ours.against=["ours"]'], ["no other row 'ours'"]),
+        (['rows.ours.against=["plain", "plain"]'], ["rows.ours: against", "each row once"]),
         (["rows.ours.limit=3"], ["rows.ours: against plain", "the same source"]),
         (["rows.ours.teachers={ lime = 9 }"], ["rows.ours: against plain", "teachers"]),
         (["rows.bag.teachers={ tarot = 3 }"], ["rows.bag: no teacher 'tarot'"]),
@@ -451,8 +452,8 @@ MADE_UP = AlignmentStudy(
     "made_up",
     {
         "plain": AlignmentRow("a.toml", teachers=TEACHERS),
-        "ours": AlignmentRow("a.toml", teachers=TEACHERS, against="plain"),
-        "theirs": AlignmentRow("a.toml", teachers=TEACHERS, against="plain"),
+        "ours": AlignmentRow("a.toml", teachers=TEACHERS, against=("plain",)),
+        "theirs": AlignmentRow("a.toml", teachers=TEACHERS, against=("plain", "ours")),
     },
     source=DataSource("movies", "val"),
     seeds=(0, 1),
@@ -471,7 +472,10 @@ def results():
 
 def test_every_test_is_that_of_systems_and_holm_is_over_all(results):
     found = [each for each in compare_rows(MADE_UP, results) if each["teacher"]]
-    assert len(found) == 2 * 2 * len(TESTED)
+    assert len(found) == 3 * 2 * len(TESTED)
+    assert {(each["row"], each["against"]) for each in found} == {
+        ("ours", "plain"), ("theirs", "plain"), ("theirs", "ours"),
+    }  # fmt: skip
     for each in found:
         values = [
             {
@@ -490,7 +494,9 @@ def test_every_test_is_that_of_systems_and_holm_is_over_all(results):
     corrected = holm({str(row): each["p"] for row, each in enumerate(found)})
     assert [each["p_holm"] for each in found] == [*corrected.values()]
     assert max(each["p_holm"] for each in found if each["row"] == "ours") < 1e-4
-    assert min(each["p_holm"] for each in found if each["row"] == "theirs") > 1e-4
+    theirs = [each for each in found if each["row"] == "theirs"]
+    assert min(each["p_holm"] for each in theirs if each["against"] == "plain") > 1e-4
+    assert max(each["p_holm"] for each in theirs if each["against"] == "ours") < 1e-4
 
 
 def test_an_unfinished_row_is_left_out_and_counts_in_the_family(results):
@@ -502,7 +508,7 @@ def test_an_unfinished_row_is_left_out_and_counts_in_the_family(results):
     assert {each["row"] for each in kept} == {"ours"}
     known = {(each["teacher"], each["measure"]): each for each in every if each["row"] == "ours"}
     smallest = min(kept, key=lambda each: each["p"])
-    assert smallest["p_holm"] == smallest["p"] * 2 * 2 * len(TESTED)
+    assert smallest["p_holm"] == smallest["p"] * 3 * 2 * len(TESTED)
     for each in kept:
         assert each["p_holm"] >= known[each["teacher"], each["measure"]]["p_holm"]
     del results["plain", 0]
@@ -537,7 +543,7 @@ def test_the_tables(results):
             "setting": {"source": "t.csv", "split": "train", "classified": 2, "texts": 0,
                         "teachers": {}},
         }  # fmt: skip
-    rows = {"bag": AlignmentRow("b.toml", against="plain"), **MADE_UP.rows}
+    rows = {"bag": AlignmentRow("b.toml", against=("plain",)), **MADE_UP.rows}
     study = dataclasses.replace(MADE_UP, rows=rows)
     text = alignment_to_markdown(collect(study, results))
     first, second = (part.splitlines() for part in text.split("\n\n"))
@@ -563,7 +569,7 @@ def test_the_tables(results):
         "difference, 95 % interval, p after Holm", "accuracy", "by",
         "AP@10", "MR@10", "AUPRC", "texts",
     ]  # fmt: skip
-    assert len(second) == 2 + 1 + 2 * 2
+    assert len(second) == 2 + 1 + 3 * 2
     assert cells(second[2]) == ["bag less plain", "+0.190", "-", "-", "-", "-", "2"]
     name, accuracy, teacher, ap, mr, _, count = cells(second[3])
     assert (name, accuracy, teacher, count) == ("ours less plain", "+0.200", "lime", "40")

@@ -8,7 +8,8 @@ import torch
 
 from models.text import TextEncoder
 from training.blackbox.build import new_black_box
-from training.blackbox.cnn import OPEN, CnnConfig, CnnForSequenceClassification
+from training.blackbox.cnn import CnnConfig, CnnForSequenceClassification
+from training.blackbox.evidence import SILENT, WORTH
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.source import BlackBoxSource
 from training.blackbox.vocabulary import SPECIAL_TOKENS, word_tokenizer
@@ -25,6 +26,19 @@ def settings(black_box, tmp_path):
     return BlackBox(
         architecture="trained", checkpoint=str(tmp_path / "trained"), max_tokens=24, overlap=6
     )
+
+
+def small_cnn():
+    torch.manual_seed(0)
+    config = CnnConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=4,
+        channels=(6,),
+        kernels=(3,),
+        id2label={0: "NEG", 1: "POS"},
+    )
+    encoder = TextEncoder(word_tokenizer(VOCABULARY[3:]), max_tokens=24, overlap=6)
+    return HuggingFaceBlackBox(CnnForSequenceClassification(config), encoder, ("NEG", "POS"))
 
 
 def logits(black_box):
@@ -58,36 +72,51 @@ def test_a_neutral_class_is_added_between_the_others(settings, black_box, tmp_pa
     np.testing.assert_array_equal(logits(again), logits(found))
 
 
-def test_a_rationale_layer_is_added_to_a_cnn(settings, black_box, tmp_path):
-    gated = dataclasses.replace(settings, cnn=Cnn(rationale_layer=True))
+def test_words_of_a_cnn_begin_to_vote(settings, black_box, tmp_path):
+    voting = dataclasses.replace(settings, cnn=Cnn(pooling="evidence"))
     with pytest.raises(DataError, match="is no cnn: start from its encoder"):
-        new_black_box(gated, black_box.labels, [])
-    config = CnnConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=4,
-        channels=(6,),
-        kernels=(3,),
-        id2label={0: "NEG", 1: "POS"},
-    )
-    encoder = TextEncoder(word_tokenizer(VOCABULARY[3:]), max_tokens=24, overlap=6)
-    plain = HuggingFaceBlackBox(CnnForSequenceClassification(config), encoder, ("NEG", "POS"))
+        new_black_box(voting, black_box.labels, [])
+    plain = small_cnn()
     plain.save(tmp_path / "cnn")
-    gated = dataclasses.replace(gated, checkpoint=str(tmp_path / "cnn"))
-    found = new_black_box(gated, plain.labels, [])
-    gate = 1 / (1 + np.exp(-OPEN))
+    voting = dataclasses.replace(voting, checkpoint=str(tmp_path / "cnn"))
+    found = new_black_box(voting, plain.labels, [])
     document = found.encoder.encode(TEXTS[0])
     states = found.model(
         input_ids=torch.from_numpy(document.windows[0].input_ids)[None], output_hidden_states=True
     ).hidden_states[-1]
-    expected = found.model.classifier(states.amax(1) * gate)
+    says = states @ plain.model.classifier.weight.T + SILENT
+    expected = WORTH * says.sigmoid().sum(1)
     np.testing.assert_allclose(
         found.logits([document]), expected.detach().numpy(), atol=1e-5, rtol=0
     )
-    longer = new_black_box(dataclasses.replace(gated, max_tokens=900), plain.labels, [])
+    longer = new_black_box(dataclasses.replace(voting, max_tokens=900), plain.labels, [])
     assert longer.encoder.max_tokens == 900  # a convolution has no longest text
-    found.save(tmp_path / "gated")
-    again = HuggingFaceBlackBox.from_checkpoint(str(tmp_path / "gated"), None)
+    found.save(tmp_path / "voting")
+    again = HuggingFaceBlackBox.from_checkpoint(str(tmp_path / "voting"), None)
     np.testing.assert_array_equal(logits(again), logits(found))
+
+
+def test_attention_is_added_to_a_cnn_and_changes_nothing_yet(settings, black_box, tmp_path):
+    attentive = dataclasses.replace(settings, cnn=Cnn(attention_heads=3))
+    with pytest.raises(DataError, match="is no cnn"):
+        new_black_box(attentive, black_box.labels, [])
+    plain = small_cnn()
+    plain.save(tmp_path / "cnn")
+    attentive = dataclasses.replace(attentive, checkpoint=str(tmp_path / "cnn"))
+    found = new_black_box(attentive, plain.labels, [])
+    np.testing.assert_array_equal(logits(found), logits(plain))
+    with torch.no_grad():
+        found.model.attention.output.bias.fill_(1)
+    assert np.abs(logits(found) - logits(plain)).max() > 1e-3
+    found.save(tmp_path / "attentive")
+    again = dataclasses.replace(attentive, checkpoint=str(tmp_path / "attentive"))
+    np.testing.assert_array_equal(logits(new_black_box(again, plain.labels, [])), logits(found))
+    other = dataclasses.replace(again, cnn=Cnn(attention_heads=2))
+    with pytest.raises(DataError, match="has 3 attention heads: ask for as many"):
+        new_black_box(other, plain.labels, [])
+    other = dataclasses.replace(attentive, cnn=Cnn(attention_heads=4))
+    with pytest.raises(DataError, match="has 6 features: give a divisor"):
+        new_black_box(other, plain.labels, [])
 
 
 def test_other_classes_are_refused(settings):

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.blackbox.copies import LabelledDocument, draw_copy, mark, random_spans
+from training.blackbox.copies import (
+    LabelledDocument,
+    draw_copy,
+    mark,
+    mark_at_random,
+    random_spans,
+)
 from training.blackbox.fit import encode_examples, make_batches
 from training.config import NEUTRAL, Copies, Optimization
 from training.data import Example
@@ -111,6 +117,18 @@ def test_random_spans_lie_in_free_places_and_apart(free, lengths, seed):
     assert all(end - first <= n for (first, end), n in zip(placed, ordered, strict=False))
     if len(placed) < len(lengths):
         assert not (free & ~marked).any()
+
+
+def test_the_control_marks_as_much_text_anywhere(part, encoder):
+    bare = LabelledDocument(encoder.encode("the film"), 0)
+    lengths = sorted(end - first for first, end in part.rationale)
+    found = [mark_at_random([part, bare], np.random.default_rng(seed)) for seed in range(30)]
+    assert all(other == bare for _, other in found)
+    assert all(one.document is part.document and one.label == part.label for one, _ in found)
+    spans = [one.rationale or () for one, _ in found]
+    assert all(sorted(end - first for first, end in each) == lengths for each in spans)
+    reached = {first for each in spans for first, _ in each}
+    assert len(reached) > len(part.document.words) / 2
 
 
 def test_batches_carry_targets_only_where_copies_are_drawn(black_box):

@@ -8,8 +8,8 @@ import torch
 
 from training.blackbox.build import new_black_box
 from training.blackbox.copies import Finding, LabelledDocument, draw_copy, mark
-from training.blackbox.fit import encode_examples, fit
-from training.blackbox.rationale_fit import measure_rationale
+from training.blackbox.fit import encode_examples, fit, make_batches
+from training.blackbox.rationale_fit import rationale_loss
 from training.commands import run_recipe
 from training.config import (
     BlackBox,
@@ -137,7 +137,8 @@ def train(black_box, feedback, folder, copies=GRADED, settings=SETTINGS):
     rounds = Rounds(black_box, documents, feedback, settings, 3, folder)
     state = fit(
         black_box, documents, {"all": documents}, settings, mask_share=0, copies=copies,
-        feedback=rounds, seed=3, folder=folder,
+        feedback=rounds, rationale=RationaleLayer() if feedback.use == "marks" else None, seed=3,
+        folder=folder,
     )  # fmt: skip
     return rounds, state
 
@@ -157,10 +158,50 @@ def test_rounds_come_as_often_as_asked_and_explain_different_texts(new, tmp_path
     assert rounds.findings(0) == {}
 
 
-@pytest.mark.parametrize("use", ["copies", "scaled"])
+def test_mistakes_count_more_where_marks_are_learnt(black_box, part, tmp_path):
+    feedback = Feedback(every=1, use="marks", scale=3)
+    rounds = Rounds(black_box, [part], feedback, SETTINGS, 3, tmp_path)
+    assert rounds.emphasis == 3
+    finding = judge(part, part.document.windows[0], [MUSIC, GREAT])
+    every = {part.document.text: finding}
+    windows, seen = part.document.windows, set()
+    for epoch in range(20):  # each draws one of the windows
+        [batch] = make_batches(
+            black_box, [part], SETTINGS, 0, 3, epoch, findings=every, marks=True, emphasis=3
+        )
+        assert batch.emphasis is not None
+        ids = batch.input_ids[0, : int(batch.attention_mask.sum())].tolist()
+        places = {tuple(one.input_ids): one.word_index.tolist() for one in windows}[tuple(ids)]
+        expected = [3 if place in (MOVING, MUSIC) else 1 for place in places]
+        assert batch.emphasis[0, : len(ids)].tolist() == expected
+        seen.add(tuple(ids))
+    assert len(seen) == len(windows) > 1
+    [other] = make_batches(black_box, [part], SETTINGS, 0, 3, 0, marks=True, emphasis=3)
+    assert other.emphasis is not None
+    assert set(other.emphasis[other.attention_mask > 0].tolist()) == {1}
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3)])
+def test_what_counts_twice_counts_as_if_it_were_there_twice(shape):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(shape), torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, np.nan]])
+    labels, emphasis = torch.tensor([1, 0]), torch.tensor([[2.0, 1, 2, 1], [1, 1, 1, 1]])
+    found = rationale_loss(logits, targets, labels, 3.0, emphasis)
+    twice = [0, 2]
+    places = [[0, 1, 2, 3, *twice], [0, 1, 2, 3, 3, 3]]  # of the last one nothing is known
+    first, second = (
+        torch.stack([values[row][place] for row, place in enumerate(places)])
+        for values in (logits, targets)
+    )
+    torch.testing.assert_close(found, rationale_loss(first, second, labels, 3.0))
+
+
+@pytest.mark.parametrize("use", ["copies", "marks", "scaled"])
 def test_a_killed_run_ends_with_the_same_weights(use, new, tmp_path):
     feedback = Feedback(every=2, first=1, texts=6, budget=16, use=use, below=1)
     cnn = {"attention_heads": 2, "attention": "feedback"}
+    if use == "marks":
+        cnn = {"pooling": "evidence"}
     whole = new(**cnn)
     train(whole, feedback, tmp_path / "whole")
 
@@ -218,21 +259,6 @@ def test_attention_of_feedback_is_active_in_its_steps_only(new):
     assert new(attention_heads=2).model.unread_parameters() == set()
 
 
-def test_a_gate_learns_what_people_marked(new, tmp_path):
-    black_box = new(rationale_layer=True)
-    documents = encode_examples(black_box, EXAMPLES)
-    before = measure_rationale(black_box, documents)
-    settings = Optimization(**{**vars(SETTINGS), "epochs": 12, "patience": 12})
-    fit(
-        black_box, documents, {"all": documents}, settings, mask_share=0,
-        rationale=RationaleLayer(weight=4), seed=3, folder=tmp_path,
-    )  # fmt: skip
-    after = measure_rationale(black_box, documents)
-    assert after["texts"] == 20
-    assert before["auprc"] < 0.3
-    assert after["auprc"] > 0.6  # of the first epoch whose labels are all right
-
-
 # Recipes.
 
 
@@ -257,7 +283,9 @@ def test_a_recipe_without_rationales_cannot_ask_for_feedback(recipe_path, tmp_pa
         ),
         (["blackbox.feedback.below=2"], "below in"),
         (["blackbox.cnn.attention=feedback"], "needs attention_heads and scaled feedback"),
-        (["blackbox.cnn.rationale_layer=true"], "is for architecture cnn"),
+        (["blackbox.cnn.pooling=evidence"], "is for architecture cnn"),
+        (["blackbox.feedback={ every = 1, use = 'marks' }"], "marks needs a rationale layer"),
+        (["blackbox.feedback={ use = 'marks', scale = 1.0 }"], "for marks of more than 1"),
         (
             ["blackbox.feedback.every=1", "blackbox.copies.graded=1", "blackbox.feedback.budget=2"],
             "budget of at least 3",

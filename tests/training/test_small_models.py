@@ -49,7 +49,7 @@ LABELS = ("NEG", "POS")
 WORD_VECTORS = "a 1 0 0\ngreat 0 1 0\nplot 0 0 1\nfine 1 1 0\nzebra 5 5 5\n"
 # Not what is unassigned: libraries know different versions of Unicode.
 any_text = st.text(st.characters(exclude_categories=["Cs", "Cn"]))
-KINDS = ("cnn", "attention", "gated", "mlp")
+KINDS = ("cnn", "attention", "evidence", "mlp")
 GRADIENT_TEACHERS = ("gradient", "integrated_gradients", "lrp", "deep_shap")
 
 
@@ -67,7 +67,7 @@ def new(vectors_path):
     def make(kind, **changes):
         cnn = Cnn(
             channels=(8, 12), kernels=(3, 5), attention_heads=2 if kind == "attention" else 0,
-            rationale_layer=kind == "gated",
+            pooling="evidence" if kind == "evidence" else "max",
             vectors=str(vectors_path), vector_size=3, dropout=0.1,
         )  # fmt: skip
         recipe = BlackBox(
@@ -82,9 +82,9 @@ def new(vectors_path):
                 assert module.running_var is not None
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
-        if kind == "gated":
-            module = black_box.model.rationale
-            nn.init.normal_(module.weight)
+        if kind == "evidence":  # so that every word has a say
+            nn.init.normal_(black_box.model.classifier.weight)
+            nn.init.zeros_(black_box.model.classifier.bias)
         return black_box
 
     return make
@@ -396,7 +396,7 @@ def test_maxima_over_any_dimensions(dim, keepdim):
 
 @pytest.mark.parametrize(
     ("kind", "reads"),
-    [("cnn", "all"), ("attention", "last"), ("gated", "all"), ("mlp", "own")],
+    [("cnn", "all"), ("attention", "last"), ("evidence", "all"), ("mlp", "own")],
 )
 def test_the_graph_computes_what_the_modules_compute(kind, reads, new, quiet_exporter):
     black_box = new(kind)

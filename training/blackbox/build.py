@@ -14,9 +14,9 @@ from models import bundle as bundles
 from models.text import TextEncoder
 from training.blackbox.callable import is_function_spec
 from training.blackbox.cnn import CnnConfig, CnnForSequenceClassification
+from training.blackbox.evidence import NEVER
 from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.blackbox.mlp import MlpConfig, MlpForSequenceClassification
-from training.blackbox.output import has_rationale_layer
 from training.blackbox.rationale import RationaleConfig, RationaleForSequenceClassification
 from training.blackbox.source import BlackBoxSource
 from training.blackbox.vocabulary import (
@@ -79,13 +79,27 @@ def _go_on(settings: BlackBox, labels: tuple[str, ...]) -> HuggingFaceBlackBox:
         )
     for key, value in _labelled(labels).items():
         setattr(model.config, key, value)
-    if isinstance(model, CnnForSequenceClassification):
-        model.revive_attention()
-    if settings.cnn.rationale_layer and not has_rationale_layer(model):
-        if not isinstance(model, CnnForSequenceClassification):
-            raise DataError(f"{name} is no cnn: start from its encoder, as architecture rationale")
-        model.add_rationale_layer()
+    _add_to_cnn(model, settings, name)
     return HuggingFaceBlackBox(model, _encoder_of(found, settings), labels)
+
+
+def _add_to_cnn(model: Any, settings: BlackBox, name: str) -> None:
+    """Adds what the recipe asks for beyond what was trained before."""
+    wanted = settings.cnn
+    if not isinstance(model, CnnForSequenceClassification):
+        if wanted.pooling == "evidence" or wanted.attention_heads:
+            raise DataError(f"{name} is no cnn: start from its encoder, as architecture rationale")
+        return
+    model.revive_attention()
+    if wanted.attention_heads:
+        if model.config.channels[-1] % wanted.attention_heads:
+            raise DataError(f"{name} has {model.config.channels[-1]} features: give a divisor")
+        if model.attention is None:
+            model.add_attention(wanted.attention_heads, wanted.attention)
+        elif model.attention.heads != wanted.attention_heads:
+            raise DataError(f"{name} has {model.attention.heads} attention heads: ask for as many")
+    if wanted.pooling == "evidence" and model.evidence is None:
+        model.sum_evidence()
 
 
 def _open(name: str, *, new_head: bool = False) -> HuggingFaceBlackBox:
@@ -112,7 +126,10 @@ def _encoder_of(found: HuggingFaceBlackBox, settings: BlackBox) -> TextEncoder:
 
 
 def _add_class(model: Any, name: str) -> None:
-    """Gives the last layer one more row, of zeros: the new class starts between the others."""
+    """Gives the last layer one more row, of zeros: the new class starts between the others.
+
+    Where words vote, no word does for it.
+    """
     last = getattr(model, "classifier", None)
     if not isinstance(last, nn.Linear):
         raise DataError(
@@ -122,6 +139,9 @@ def _add_class(model: Any, name: str) -> None:
     with torch.no_grad():
         for new, old in ((wider.weight, last.weight), (wider.bias, last.bias)):
             new.zero_()[: len(old)] = old
+        if getattr(model, "evidence", None) is not None:
+            wider.bias[-1] = NEVER
+            model.evidence.add_class()
     model.classifier = wider
     model.num_labels = wider.out_features
 
@@ -140,6 +160,7 @@ def _new_rationale(settings: BlackBox, labels: Sequence[str]) -> HuggingFaceBlac
     inside = (encoder.encode("a").windows[0].word_index >= 0).nonzero()[0]
     config = RationaleConfig(
         trunk=AutoConfig.for_model(**shape),
+        pooling=settings.rationale.pooling,
         dropout=settings.rationale.dropout,
         prefix_tokens=int(inside[0]),
         suffix_tokens=encoder.special_tokens - int(inside[0]),
@@ -164,7 +185,7 @@ def _new_cnn(
         kernels=cnn.kernels,
         attention_heads=cnn.attention_heads,
         attention=cnn.attention,
-        rationale_layer=cnn.rationale_layer,
+        pooling=cnn.pooling,
         dropout=cnn.dropout,
         frozen_vectors=cnn.frozen_vectors,
         max_position_embeddings=settings.max_tokens,

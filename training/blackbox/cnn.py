@@ -1,9 +1,10 @@
 """Convolutional classifiers over word vectors, with or without self-attention on top.
 
 The standard and the attention CNN of Kadapala and Borchard ("LIME feedback"): three convolutions
-in a row, each with ReLU, batch norm and dropout, the maximum over the text, one linear layer. They
-are `transformers` models, so that whatever loads, explains, distills or exports a checkpoint
-does the same with them.
+in a row, each with ReLU, batch norm and dropout, the maximum over the text, one linear layer. With
+`pooling` of evidence the linear layer comes first, on each word, and its votes are summed. They are
+`transformers` models, so that whatever loads, explains, distills or exports a checkpoint does the
+same with them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
+from training.blackbox.evidence import Evidence, silence
 from training.blackbox.output import LOWEST, RationaleOutput
-
-OPEN = 2.0  # logit of a fresh rationale layer: nearly all of every position passes
 
 
 class CnnConfig(PretrainedConfig):
@@ -32,8 +32,8 @@ class CnnConfig(PretrainedConfig):
         channels: of each convolution.
         kernels: width of each in words, odd.
         attention_heads: of the self-attention over the last convolution; 0 leaves it out.
-        rationale_layer: a linear layer gives each word a logit of being part of the rationale, and
-            its features are multiplied by the sigmoid before the maximum.
+        pooling: `max`, each feature's maximum over the text is classified; or `evidence`, each
+            word is, and the answer sums their votes, see `Evidence`.
         attention: `always`, or `feedback` to use it only where features are scaled.
         dropout: after each convolution and before the linear layer.
         frozen_vectors: word vectors are not trained.
@@ -51,7 +51,7 @@ class CnnConfig(PretrainedConfig):
         kernels: Sequence[int] = (3, 5, 7),
         attention_heads: int = 0,
         attention: str = "always",
-        rationale_layer: bool = False,
+        pooling: str = "max",
         dropout: float = 0.5,
         frozen_vectors: bool = True,
         pad_token_id: int = 0,
@@ -64,7 +64,7 @@ class CnnConfig(PretrainedConfig):
         self.kernels = list(kernels)
         self.attention_heads = attention_heads
         self.attention = attention
-        self.rationale_layer = rationale_layer
+        self.pooling = pooling
         self.dropout = dropout
         self.frozen_vectors = frozen_vectors
         self.max_position_embeddings = max_position_embeddings
@@ -142,20 +142,31 @@ class CnnForSequenceClassification(PreTrainedModel):
         self.attention = (
             SelfAttention(widths[-1], config.attention_heads) if config.attention_heads else None
         )
-        self.rationale: nn.Linear | None = None
-        if config.rationale_layer:
-            self.add_rationale_layer()
         self.dropout = nn.Dropout(config.dropout)
         assert config.num_labels is not None
         self.classifier = nn.Linear(widths[-1], config.num_labels)
+        self.evidence: Evidence | None = None
+        if config.pooling == "evidence":
+            self.sum_evidence()
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def add_rationale_layer(self) -> None:
-        """Adds the layer to a model without one, whose answers it hardly changes at first."""
-        self.config.rationale_layer = True
-        self.rationale = nn.Linear(self.config.channels[-1], 1)
-        nn.init.zeros_(self.rationale.weight)
-        nn.init.constant_(self.rationale.bias, OPEN)
+    def sum_evidence(self) -> None:
+        """Lets each word vote from now on; its features keep what they said for each class."""
+        self.config.pooling = "evidence"
+        self.evidence = Evidence(self.classifier.out_features)
+        silence(self.classifier)
+
+    def add_attention(self, heads: int, when: str) -> None:
+        """Adds self-attention that changes no answer before it is trained.
+
+        Args:
+            heads: a divisor of the features' number.
+            when: see `CnnConfig.attention`.
+        """
+        self.config.attention_heads, self.config.attention = heads, when
+        self.attention = SelfAttention(self.config.channels[-1], heads)
+        nn.init.zeros_(self.attention.output.weight)
+        nn.init.zeros_(self.attention.output.bias)
 
     def revive_attention(self) -> None:
         """Starts attention anew where it is all zeros: no gradient would ever reach it.
@@ -213,16 +224,17 @@ class CnnForSequenceClassification(PreTrainedModel):
         if self.attention is not None and (always or feature_scale is not None):
             x = self.attention(x, mask)
             states.append(x)
-        found = None
-        if self.rationale is not None:
-            found = self.rationale(x)[..., 0].float()
-            x = torch.mul(x, torch.sigmoid(found)[..., None].to(x.dtype))
-        pooled = x.masked_fill(~mask[..., None], LOWEST).amax(1)
-        logits = self.classifier(self.dropout(pooled))
+        votes = None
+        if self.evidence is None:
+            pooled = x.masked_fill(~mask[..., None], LOWEST).amax(1)
+            logits = self.classifier(self.dropout(pooled))
+        else:
+            votes = self.classifier(self.dropout(x)).float()
+            logits = self.evidence(votes, mask)
         return RationaleOutput(
             logits=logits,
             hidden_states=tuple(states) if output_hidden_states else None,
-            rationale_logits=found,
+            rationale_logits=votes,
         )
 
     def _init_weights(self, module: nn.Module) -> None:

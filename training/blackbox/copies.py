@@ -9,7 +9,7 @@ the rationale only, from which a classifier may learn that any gap means neutral
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -152,6 +152,19 @@ def random_spans(spans: Sequence[Span], free: BoolArray, rng: np.random.Generato
         free[first : first + fits] = False
         placed.append((first, first + fits))
     return placed
+
+
+def mark_at_random(
+    documents: Sequence[LabelledDocument], rng: np.random.Generator
+) -> list[LabelledDocument]:
+    """Replaces each rationale by spans of the same lengths anywhere in the text."""
+    found = []
+    for part in documents:
+        if part.rationale:
+            free = np.ones(len(part.document.words), dtype=np.bool_)
+            part = replace(part, rationale=tuple(sorted(random_spans(part.rationale, free, rng))))
+        found.append(part)
+    return found
 
 
 def _elsewhere(spans: Sequence[Span], inside: BoolArray, rng: np.random.Generator) -> BoolArray:

@@ -17,7 +17,12 @@ from torch.nn import functional
 from models.text import FloatArray, IntArray, bucket_length, pad_rows
 from training.blackbox.copies import Finding, LabelledDocument, draw_copy
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.blackbox.rationale_fit import marked_weight, piece_targets, rationale_loss
+from training.blackbox.rationale_fit import (
+    marked_weight,
+    piece_emphasis,
+    piece_targets,
+    rationale_loss,
+)
 from training.config import NO_COPIES, Copies, Optimization, RationaleLayer
 from training.data.example import Example
 from training.data.rationale import word_ranges
@@ -33,7 +38,9 @@ class LabelledBatch:
     Targets are classes, int64 [rows], or where copies are drawn their probabilities, float32
     [rows, classes]. A step of scaled feedback has factors on the features of each token, float32
     [rows, tokens]. Where a rationale layer is trained, and something is known of a row, there is
-    what people marked, see `piece_targets`, float32 [rows, tokens].
+    what people marked, see `piece_targets`, float32 [rows, tokens], and the gold classes of the
+    rows, int64 [rows]; with feedback on it also how often each piece counts there, float32
+    [rows, tokens].
     """
 
     input_ids: Tensor
@@ -41,10 +48,17 @@ class LabelledBatch:
     targets: Tensor
     feature_scale: Tensor | None = None
     rationale: Tensor | None = None
+    labels: Tensor | None = None
+    emphasis: Tensor | None = None
 
 
 class Feedback(Protocol):
     """What explanations of training texts say to the epochs that follow them."""
+
+    @property
+    def emphasis(self) -> float:
+        """How often what they missed or named wrongly counts in the loss of a rationale layer."""
+        ...
 
     def findings(self, epoch: int) -> Mapping[str, Finding]:
         """Returns by text what the copies of an epoch should know."""
@@ -114,7 +128,7 @@ def fit(
         findings = feedback.findings(epoch) if feedback else {}
         found = make_batches(
             black_box, train, settings, mask_share, seed, epoch, copies, findings,
-            marks=rationale is not None,
+            marks=rationale is not None, emphasis=feedback.emphasis if feedback else 1.0,
         )  # fmt: skip
         return found + (feedback.steps(epoch) if feedback else [])
 
@@ -126,7 +140,10 @@ def fit(
         of_labels = functional.cross_entropy(output.logits.float(), batch.targets)
         if batch.rationale is None:
             return of_labels
-        marked = rationale_loss(output.rationale_logits, batch.rationale, weight)
+        assert batch.labels is not None
+        marked = rationale_loss(
+            output.rationale_logits, batch.rationale, batch.labels, weight, batch.emphasis
+        )
         return of_labels + share * marked
 
     black_box.precision = settings.precision
@@ -161,10 +178,12 @@ def make_batches(
     findings: Mapping[str, Finding] = NO_FINDINGS,
     *,
     marks: bool = False,
+    emphasis: float = 1.0,
 ) -> list[LabelledBatch]:
     """Draws one window per document and groups rows of like length, in random order.
 
-    With `marks` the batches say what people marked, for a rationale layer.
+    With `marks` the batches say what people marked, for a rationale layer; see `Feedback` for
+    `emphasis`.
     """
     rng = np.random.default_rng((seed, epoch))
     draws = copies != NO_COPIES  # else the random numbers stay those of a run without copies
@@ -172,11 +191,13 @@ def make_batches(
     rows: list[IntArray] = []
     targets: list[FloatArray] = []
     marked: list[npt.NDArray[np.float32]] = []
+    counts: list[npt.NDArray[np.float32]] = []
     for part in documents:
         window = part.document.windows[rng.integers(len(part.document.windows))]
         keep, target = None, np.eye(classes)[part.label]
         finding = findings.get(part.document.text)
-        copy = draw_copy(part, window, copies, classes, rng, finding) if draws else None
+        against = finding if emphasis == 1 else None  # findings serve one purpose at a time
+        copy = draw_copy(part, window, copies, classes, rng, against) if draws else None
         if copy is not None:
             keep, target = copy.keep, copy.target
         elif rng.random() < mask_share:
@@ -186,6 +207,7 @@ def make_batches(
         targets.append(target)
         if marks:
             marked.append(piece_targets(part, window, keep))
+            counts.append(piece_emphasis(window, finding, emphasis))
     every = torch.tensor(np.array(targets, dtype=np.float32))
     if not draws:
         every = every.argmax(1)
@@ -198,14 +220,16 @@ def make_batches(
                 torch.from_numpy(ids),
                 torch.from_numpy(mask),
                 every[group],
-                rationale=_pad_marks([marked[row] for row in group], longest) if marks else None,
+                rationale=_pad([marked[row] for row in group], longest) if marks else None,
+                labels=torch.tensor([documents[row].label for row in group]) if marks else None,
+                emphasis=_pad([counts[row] for row in group], longest) if emphasis != 1 else None,
             )
         )
     return batches
 
 
-def _pad_marks(rows: Sequence[npt.NDArray[np.float32]], length: int) -> Tensor | None:
-    """Pads targets of pieces with NaN; None where nothing is known of any row."""
+def _pad(rows: Sequence[npt.NDArray[np.float32]], length: int) -> Tensor | None:
+    """Pads values of pieces with NaN; None where nothing is known of any row."""
     padded = np.full((len(rows), length), np.nan, dtype=np.float32)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values

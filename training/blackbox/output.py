@@ -17,7 +17,9 @@ class RationaleOutput(ModelOutput):
     Attributes:
         logits: [batch, classes].
         hidden_states: embedding output and each layer's states, [batch, tokens, hidden] each.
-        rationale_logits: of each token, special tokens and padding too, float32 [batch, tokens].
+        rationale_logits: of each token, special tokens and padding too, of being part of the
+            rationale, float32 [batch, tokens]; where evidence is summed, of being part of one for
+            each class, float32 [batch, tokens, classes].
     """
 
     logits: Tensor | None = None
@@ -27,4 +29,4 @@ class RationaleOutput(ModelOutput):
 
 def has_rationale_layer(model: nn.Module) -> bool:
     """Says whether a model gives logits of the rationale."""
-    return getattr(model, "rationale", None) is not None
+    return any(getattr(model, name, None) is not None for name in ("rationale", "evidence"))

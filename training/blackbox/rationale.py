@@ -7,6 +7,9 @@ the softmax of its logits says how much of each state the classifier gets to see
 that has learnt what people point at is what the answer rests on. A state knows of the words around
 it, so the words that are picked are what the classifier reads, not all that had a say.
 
+With `pooling` of evidence the classifier reads each state instead, and the answer sums their votes
+(see `training.blackbox.evidence`); those votes are then what is trained on the human rationales.
+
 It is a `transformers` model, so that whatever loads, explains, distills or exports a checkpoint
 does the same with it.
 """
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from training.blackbox.evidence import Evidence, silence
 from training.blackbox.output import LOWEST, RationaleOutput
 
 # What other code reads of a classifier's config; here it is the trunk's.
@@ -32,7 +36,8 @@ class RationaleConfig(PretrainedConfig):
     Args:
         trunk: config of any encoder that `AutoModel` knows, or its values with `model_type`; None
             takes a BERT.
-        dropout: between pooled state and classifier.
+        pooling: `softmax`, of the rationale layer's logits, or `evidence`.
+        dropout: before the classifier.
         prefix_tokens: special tokens before a text, which are never picked.
         suffix_tokens: those after it.
     """
@@ -43,6 +48,7 @@ class RationaleConfig(PretrainedConfig):
     def __init__(
         self,
         trunk: PretrainedConfig | Mapping[str, Any] | None = None,
+        pooling: str = "softmax",
         dropout: float = 0.1,
         prefix_tokens: int = 1,
         suffix_tokens: int = 1,
@@ -51,6 +57,7 @@ class RationaleConfig(PretrainedConfig):
         if not isinstance(trunk, PretrainedConfig):
             trunk = AutoConfig.for_model(**{"model_type": "bert", **(trunk or {})})
         self.trunk = trunk
+        self.pooling = pooling
         self.dropout = dropout
         self.prefix_tokens = prefix_tokens
         self.suffix_tokens = suffix_tokens
@@ -71,11 +78,15 @@ class RationaleForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         self.trunk = without_pooler(AutoModel.from_config(config.trunk))
         width = config.trunk.hidden_size
-        self.rationale = nn.Linear(width, 1)
+        evidence = config.pooling == "evidence"
+        self.rationale = None if evidence else nn.Linear(width, 1)
         self.dropout = nn.Dropout(config.dropout)
         assert config.num_labels is not None
         self.classifier = nn.Linear(width, config.num_labels)
+        self.evidence = Evidence(config.num_labels) if evidence else None
         self.post_init()  # type: ignore[no-untyped-call]
+        if self.evidence is not None:
+            silence(self.classifier)
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the trunk's word embeddings."""
@@ -105,13 +116,19 @@ class RationaleForSequenceClassification(PreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         states = output.last_hidden_state
-        found = self.rationale(states)[:, :, 0].float()
-        mask = torch.ones_like(found) if attention_mask is None else attention_mask
+        mask = torch.ones(states.shape[:2]) if attention_mask is None else attention_mask
         allowed = pickable(mask, self.config.prefix_tokens, self.config.suffix_tokens)
-        share = found.masked_fill(~allowed, LOWEST).softmax(-1)
-        pooled = torch.matmul(share[:, None, :].to(states.dtype), states)[:, 0]
+        if self.evidence is not None:
+            found = self.classifier(self.dropout(states)).float()
+            logits = self.evidence(found, allowed)
+        else:
+            assert self.rationale is not None
+            found = self.rationale(states)[:, :, 0].float()
+            share = found.masked_fill(~allowed, LOWEST).softmax(-1)
+            pooled = torch.matmul(share[:, None, :].to(states.dtype), states)[:, 0]
+            logits = self.classifier(self.dropout(pooled))
         return RationaleOutput(
-            logits=self.classifier(self.dropout(pooled)),
+            logits=logits,
             hidden_states=output.hidden_states if output_hidden_states else None,
             rationale_logits=found,
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.text import BoolArray, Document, FloatArray, Window, bucket_length, pad_rows
-from training.blackbox.copies import LabelledDocument, mark, rationale_inside
+from training.blackbox.copies import Finding, LabelledDocument, mark, rationale_inside
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.output import LOWEST
 
@@ -47,6 +47,25 @@ def piece_targets(
     return targets
 
 
+def piece_emphasis(
+    window: Window, finding: Finding | None, factor: float
+) -> npt.NDArray[np.float32]:
+    """Says how often each piece of a window counts.
+
+    Args:
+        window: of a text.
+        finding: what an explanation of the text got wrong, None where it has none.
+        factor: of the words that it missed or named wrongly.
+
+    Returns:
+        float32 [tokens].
+    """
+    if finding is None:
+        return np.ones(len(window.input_ids), dtype=np.float32)
+    wrong = np.append(finding.missed | finding.distracting, False)[window.word_index]
+    return np.where(wrong, factor, 1.0).astype(np.float32)
+
+
 def marked_weight(documents: Sequence[LabelledDocument], most: float) -> float:
     """Returns for how many a marked piece counts: unmarked over marked pieces, at most `most`.
 
@@ -63,18 +82,36 @@ def marked_weight(documents: Sequence[LabelledDocument], most: float) -> float:
     return min(most, (known - marked) / max(1, marked))
 
 
-def rationale_loss(logits: Tensor, targets: Tensor, weight: float) -> Tensor:
+def rationale_loss(
+    logits: Tensor,
+    targets: Tensor,
+    labels: Tensor,
+    weight: float,
+    emphasis: Tensor | None = None,
+) -> Tensor:
     """Returns the mean binary cross entropy over the pieces of which something is known.
 
+    Where there is a logit for each class, a marked piece is evidence for its text's label and for
+    no other class; the mean goes over the classes, too.
+
     Args:
-        logits: of being part of the rationale, [rows, tokens].
+        logits: of being part of the rationale, [rows, tokens] or [rows, tokens, classes].
         targets: float32 [rows, tokens], at least one not NaN; see `piece_targets`.
+        labels: classes of the rows, int64 [rows].
         weight: of the marked pieces; see `marked_weight`.
+        emphasis: how often each piece counts, float32 [rows, tokens]; None counts all once.
     """
     known = ~targets.isnan()
-    return functional.binary_cross_entropy_with_logits(
-        logits.float()[known], targets[known], pos_weight=torch.tensor(weight)
+    if logits.ndim == 3:
+        of_class = functional.one_hot(labels, logits.shape[2])[:, None]
+        targets = targets[..., None] * of_class
+    each = functional.binary_cross_entropy_with_logits(
+        logits.float()[known], targets[known], pos_weight=torch.tensor(weight), reduction="none"
     )
+    if emphasis is None:
+        return each.mean()
+    counts = emphasis[known].reshape(-1, *[1] * (each.ndim - 1)).expand_as(each)
+    return (each * counts).sum() / counts.sum()
 
 
 def measure_rationale(
@@ -105,7 +142,7 @@ def measure_rationale(
 
 
 def word_scores(black_box: HuggingFaceBlackBox, document: Document) -> FloatArray:
-    """Returns the layer's logit for each word, the largest of its pieces over all windows.
+    """Returns the layer's logit for each word, the largest of its pieces, windows and classes.
 
     Returns:
         float64 [words]; `LOWEST` for a word without pieces.
@@ -119,6 +156,7 @@ def word_scores(black_box: HuggingFaceBlackBox, document: Document) -> FloatArra
                 input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
             )
         logits = output.rationale_logits[0].double().numpy()
+        logits = logits if logits.ndim == 1 else logits.max(axis=1)
         inside = np.flatnonzero(window.word_index >= 0)
         np.maximum.at(scores, window.word_index[inside], logits[inside])
     return scores

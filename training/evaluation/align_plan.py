@@ -95,9 +95,11 @@ def check_trials(trials: Sequence[Trial], texts: Texts) -> None:
     sources = {trial.row: trial.source for trial in trials}
     for trial in trials:
         try:
-            if sources.get(trial.settings.against, trial.source) != trial.source:
+            for other in trial.settings.against:
+                if sources[other] == trial.source:
+                    continue
                 raise RecipeError(
-                    f"against {trial.settings.against}: it is judged on other texts: name the same "
+                    f"against {other}: it is judged on other texts: name the same "
                     "source in both rows"
                 )
             _check(trial, texts)

@@ -48,7 +48,7 @@ def draw_alignment(result: Mapping[str, Any]) -> str:
 
     Each row has a grey band from random words to the oracle. On it lie the means by teacher over
     documents, after averaging over seeds, with their 95 % bootstrap intervals; a line leads there
-    from the mean of the row that it is tested against, if any, hollow.
+    from the mean of the first row that it is tested against, if any, hollow.
 
     Args:
         result: the JSON of `l2e align`.
@@ -95,7 +95,9 @@ def _draw_panel(
         for number, teacher in enumerate(teachers):
             if teacher not in _teachers(runs):
                 continue
-            baseline = rows.get(rows[name][0]["against"], ())
+            baseline = next(
+                (rows[other] for other in rows[name][0]["against"] if other in rows), ()
+            )
             _draw_point(axes, place + offsets[number], number, measure, teacher, runs, baseline)
     # Handles of the legend, which no single row may have to offer.
     for number, teacher in enumerate(teachers):

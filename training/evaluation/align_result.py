@@ -29,7 +29,7 @@ def collect(study: AlignmentStudy, results: Results) -> dict[str, Any]:
 
     Returns:
         `rows`: for each row and seed its `name`, `seed`, the file of its `recipe`, what it `set`s
-        in that, the row it is tested `against` or None, and the result. Values of single documents
+        in that, the rows it is tested `against`, and the result. Values of single documents
         are those of the teachers, rounded; the means are not of rounded ones. `comparisons`: see
         `compare_rows`.
     """
@@ -39,7 +39,7 @@ def collect(study: AlignmentStudy, results: Results) -> dict[str, Any]:
             "seed": seed,
             "recipe": row.recipe,
             "set": list(row.set),
-            "against": row.against or None,
+            "against": list(row.against),
             **results[name, seed],
             "documents": _short(results[name, seed]["documents"], row.teachers),
         }
@@ -56,12 +56,12 @@ def unfinished(study: AlignmentStudy, row: str, results: Results) -> list[int]:
 
 
 def compare_rows(study: AlignmentStudy, results: Results) -> list[dict[str, Any]]:
-    """Tests each row against the one that it names.
+    """Tests each row against those that it names.
 
     By document, over the documents that both have (a text cut by another tokenizer may have lost
     its rationale), after averaging over seeds; see `compare_systems`.
 
-    The family of Holm's correction is every test that the study asks for: all rows with `against`
+    The family of Holm's correction is every test that the study asks for: all pairs of rows
     times their teachers times `TESTED`. Readers look through the whole table and pick the best row
     and measure, and the chance of one false find among all of it is what is to stay below .05; a
     family for each row or teacher would not hold that. Tests whose rows are not finished are
@@ -75,24 +75,23 @@ def compare_rows(study: AlignmentStudy, results: Results) -> list[dict[str, Any]
         part of the family and has None for `teacher`, the interval and both p.
     """
     found, p_values = [], {}
-    for name, row in study.rows.items():
-        if not row.against:
-            continue
-        pair = (name, row.against)
+    pairs = [(name, other) for name, row in study.rows.items() for other in row.against]
+    for pair in pairs:
         finished = not any(unfinished(study, each, results) for each in pair)
         if finished:
             found.append(_accuracy(study, results, *pair))
-        for teacher in row.teachers:
+        for teacher in study.rows[pair[0]].teachers:
             for measure in TESTED:
-                p_values[f"{name} {teacher} {measure}"] = 1.0
+                key = " ".join([*pair, teacher, measure])
+                p_values[key] = 1.0
                 if finished:
                     tested = _test(study, results, *pair, teacher, measure)
-                    p_values[f"{name} {teacher} {measure}"] = tested["p"]
+                    p_values[key] = tested["p"]
                     found.append(tested)
     corrected = holm(p_values)
     for tested in found:
-        key = f"{tested['row']} {tested['teacher']} {tested['measure']}"
-        tested["p_holm"] = corrected.get(key)
+        parts = [tested[part] for part in ("row", "against", "teacher", "measure")]
+        tested["p_holm"] = corrected.get(" ".join(map(str, parts)))
     return found
 
 

@@ -1,0 +1,53 @@
+"""A rationale layer whose answer is the sum of what each word says for each class.
+
+Every token gets a logit for each class, of being evidence for it. The logits of the text are the
+sums of their sigmoids over its words, times a factor, plus what each class has to begin with.
+Nothing else reaches the answer: a document is a bag of votes, as in multiple instance learning for
+sentiment (Angelidis and Lapata, TACL 2018, without their attention). What people marked are such
+votes, so they can be taught directly; and because the answer is additive in them, what a method
+that masks words finds is what the layer picked. A vote knows of the words around it, as far as the
+states under it do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+SILENT = -2.0  # logit of a fresh layer: hardly a word is evidence
+WORTH = 0.2  # of a vote at first, in logits
+NEVER = -8.0  # logit of a class that no word is evidence for yet
+
+
+class Evidence(nn.Module):
+    """Sums votes.
+
+    Args:
+        classes: number of classes.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.log_worth = nn.Parameter(torch.tensor(math.log(WORTH)))
+        self.prior = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, votes: Tensor, allowed: Tensor) -> Tensor:
+        """Returns the logits of texts, float32 [batch, classes].
+
+        Args:
+            votes: logits of being evidence, [batch, tokens, classes].
+            allowed: bool [batch, tokens], tokens that may vote.
+        """
+        counted = torch.mul(votes.float().sigmoid(), allowed[..., None].float())
+        return torch.mul(counted.sum(1), self.log_worth.exp()) + self.prior
+
+    def add_class(self) -> None:
+        """Adds a class that has nothing to begin with."""
+        self.prior = nn.Parameter(torch.cat([self.prior.detach(), torch.zeros(1)]))
+
+
+def silence(classifier: nn.Linear) -> None:
+    """Makes a linear layer one of votes of which hardly any is cast; its weights stay."""
+    nn.init.constant_(classifier.bias, SILENT)
