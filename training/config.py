@@ -147,8 +147,8 @@ class BlackBox:
     """The classifier that is explained."""
 
     # `trained` goes on from a black box trained before, whatever its architecture, dropout and
-    # frozen vectors; of `cnn` only attention_heads and a pooling of `evidence` are read, to add
-    # them.
+    # frozen vectors; of `cnn` only attention_heads with attention and a pooling of `evidence` are
+    # read, to add them.
     architecture: Literal["transformer", "cnn", "mlp", "rationale", "trained"] = "transformer"
     # package:, folder or hub id of an encoder; of `trained`, a bundle or a fine-tuned checkpoint;
     # of `rationale`, any of them, of which the encoder is taken.
@@ -255,7 +255,9 @@ class AlignmentRow:
     limit: int | None = None  # label-stratified sample by the source's seed; accuracy is over all
     precision: Literal["bf16", "fp32"] = "fp32"  # of the black box while it is explained
     seeds: tuple[int, ...] = ()  # none: those of the study
-    against: tuple[str, ...] = ()  # rows that this one is tested against; the first is plotted
+    against: tuple[
+        str, ...
+    ] = ()  # rows that this one is tested against; the first is shown beside it
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import torch
 
 from models.text import Document, FloatArray, Window, bucket_length, pad_rows
 from training.attribution import lime
+from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.copies import (
     Finding,
     LabelledDocument,
@@ -30,7 +31,7 @@ from training.blackbox.copies import (
 )
 from training.blackbox.fit import LabelledBatch, group_by_length
 from training.blackbox.huggingface import HuggingFaceBlackBox
-from training.config import Feedback, Optimization
+from training.config import Feedback, Optimization, RecipeError
 from training.data.rationale import content_words
 from training.runtime import progress, write_json
 
@@ -160,6 +161,26 @@ class Rounds:
             torch.from_numpy(mask),
             torch.tensor([part.label for part, _, _ in rows]),
             torch.from_numpy(factors),
+        )
+
+
+def insist_on_use(settings: Feedback, black_box: HuggingFaceBlackBox, picks: bool) -> None:
+    """Refuses feedback that a black box can make no use of.
+
+    Args:
+        settings: of the feedback.
+        black_box: to be trained.
+        picks: whether it has a rationale layer that learns from marks.
+
+    Raises:
+        RecipeError: naming the cure.
+    """
+    if settings.use == "scaled" and not isinstance(black_box.model, CnnForSequenceClassification):
+        raise RecipeError("blackbox: feedback: only a cnn has features that can be scaled")
+    if settings.use == "marks" and not picks:
+        raise RecipeError(
+            "blackbox: feedback: what goes on here has no rationale layer to learn marks: choose "
+            "another use"
         )
 
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from training.config import (
     NEUTRAL,
     AlignmentStudy,
-    BlackBox,
     Comparison,
     DataSource,
     Recipe,
     RecipeError,
 )
+from training.demands import black_box_demands
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -95,7 +95,7 @@ def _check(recipe: Recipe, where: str) -> None:
             recipe.blackbox.max_tokens >= 8
             and 0 <= recipe.blackbox.overlap < recipe.blackbox.max_tokens // 2
         ),
-        **_black_box_demands(recipe.blackbox),
+        **black_box_demands(recipe.blackbox),
         "data: labels: NEUTRAL is the name of the class that copies: neutral adds": not (
             recipe.blackbox.copies.neutral and NEUTRAL in labels
         ),
@@ -172,85 +172,6 @@ def _row_demands(study: AlignmentStudy, name: str) -> dict[str, bool]:
         f"rows.{name}: against {', '.join(row.against)}: give the rows the same source, teachers, "
         "tokens, limit and precision": all(judged == other for other in others),
     }
-
-
-def _black_box_demands(black_box: BlackBox) -> dict[str, bool]:
-    vocabulary, cnn, mlp, rationale, copies = (
-        black_box.vocabulary,
-        black_box.cnn,
-        black_box.mlp,
-        black_box.rationale,
-        black_box.copies,
-    )
-    shares = (
-        copies.without_rationale,
-        copies.random_spans,
-        copies.only_rationale,
-        copies.graded,
-    )
-    heads, feedback = cnn.attention_heads, black_box.feedback
-    return {
-        "blackbox: cnn: give as many channels as kernels, at least one, and odd kernels": (
-            len(cnn.channels) == len(cnn.kernels) > 0
-            and min(cnn.channels) > 0
-            and all(kernel > 0 and kernel % 2 for kernel in cnn.kernels)
-        ),
-        "blackbox: cnn: attention_heads: give a divisor of the last channels, or 0": (
-            heads == 0 or (heads > 0 and all(width % heads == 0 for width in cnn.channels[-1:]))
-        ),
-        "blackbox: cnn: vector_size: give at least 1": cnn.vector_size >= 1,
-        "blackbox: dropout: give at least 0 and less than 1": (
-            0 <= cnn.dropout < 1 and 0 <= mlp.dropout < 1 and 0 <= rationale.dropout < 1
-        ),
-        "blackbox: rationale: give weight of at least 0 and pos_weight of more than 0": (
-            rationale.weight >= 0 and rationale.pos_weight > 0
-        ),
-        "blackbox: mlp: units: give at least 1 each": min(mlp.units, default=1) >= 1,
-        "blackbox: vocabulary: give size and least of at least 1, skip of at least 0": (
-            vocabulary.size >= 1 and vocabulary.least >= 1 and vocabulary.skip >= 0
-        ),
-        "blackbox: copies: give shares of at least 0 that sum to at most 1": (
-            min(shares) >= 0 and sum(shares) <= 1 + 1e-9
-        ),
-        "blackbox: feedback: give every and first of at least 0 and texts of at least 1": (
-            min(feedback.every, feedback.first) >= 0 and feedback.texts >= 1
-        ),
-        "blackbox: feedback: use of copies needs shares of random_spans or graded copies": (
-            feedback.every == 0
-            or feedback.use != "copies"
-            or copies.random_spans + copies.graded > 0
-        ),
-        "blackbox: feedback: use of marks needs a rationale layer, trained with some weight": (
-            feedback.every == 0
-            or feedback.use != "marks"
-            or (rationale.weight > 0 and _may_pick(black_box))
-        ),
-        "blackbox: feedback: give first of less than the epochs of fit": (
-            feedback.every == 0 or feedback.first < black_box.fit.epochs
-        ),
-        "blackbox: feedback: give a scale of more than 0, for marks of more than 1": (
-            feedback.scale > (1 if feedback.use == "marks" else 0)
-        ),
-        "blackbox: feedback: give below in [0, 1]": (0 <= feedback.below <= 1),
-        "blackbox: cnn: attention of feedback needs attention_heads and scaled feedback": (
-            cnn.attention == "always"
-            or (heads > 0 and feedback.every > 0 and feedback.use == "scaled")
-        ),
-        "blackbox: cnn: pooling of evidence is for architecture cnn, or trained from one": (
-            cnn.pooling == "max" or black_box.architecture in ("cnn", "trained")
-        ),
-        "blackbox: copies: neutral needs without_rationale or graded": (
-            not copies.neutral or copies.without_rationale > 0 or copies.graded > 0
-        ),
-    }
-
-
-def _may_pick(black_box: BlackBox) -> bool:
-    """Says whether a rationale layer is asked for, or may come with what goes on."""
-    return black_box.architecture in ("rationale", "trained") or (
-        black_box.architecture,
-        black_box.cnn.pooling,
-    ) == ("cnn", "evidence")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -23,25 +23,25 @@ from training.attribution.record import Attribution, training_targets
 from training.attribution.run import attribute_texts
 from training.attribution.store import AttributionStore
 from training.blackbox.build import new_black_box
-from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.copies import mark_at_random
 from training.blackbox.fit import encode_examples, fit
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.output import has_rationale_layer
 from training.blackbox.source import identity
-from training.config import NO_COPIES, BlackBox, DataSource, Recipe, RecipeError
+from training.config import NO_COPIES, DataSource, Recipe, RecipeError
 from training.data import Example, load
 from training.data.chunks import cut
+from training.demands import insist_on_rationales
 from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.trained import measure_trained
 from training.explainer.distill import distill, make_lessons
 from training.explainer.network import ExplainerNetwork, NetworkConfig
-from training.feedback import Rounds
+from training.feedback import Rounds, insist_on_use
 from training.recipe import with_defaults
 from training.release import assemble, write_card
 from training.runtime import write_json
 
-CONTROL = 7  # keeps the draw of random rationales apart from the others of a seed
+CONTROL = (0, 3)  # keeps the draw of random rationales apart from the others of a seed
 
 
 def guard_recipe(recipe: Recipe, run: Path) -> None:
@@ -81,15 +81,15 @@ def train(recipe: Recipe, run: Path) -> None:
         for row, source in enumerate(recipe.data.validation)
     }
     documents = encode_examples(black_box, examples)
+    picks = has_rationale_layer(black_box.model) and settings.rationale.weight > 0
     if settings.rationale.random:
-        documents = mark_at_random(documents, np.random.default_rng((recipe.seed, CONTROL)))
+        if not (picks or settings.feedback.every or settings.copies != NO_COPIES):
+            raise RecipeError("blackbox: rationale: random: nothing here learns from rationales")
+        documents = mark_at_random(documents, np.random.default_rng((recipe.seed, *CONTROL)))
     rounds = None
     if settings.feedback.every:
-        scaled = settings.feedback.use == "scaled"
-        if scaled and not isinstance(black_box.model, CnnForSequenceClassification):
-            raise RecipeError("blackbox: feedback: only a cnn has features that can be scaled")
+        insist_on_use(settings.feedback, black_box, picks)
         rounds = Rounds(black_box, documents, settings.feedback, settings.fit, recipe.seed, folder)
-    picks = has_rationale_layer(black_box.model)
     progress = fit(
         black_box,
         documents,
@@ -98,7 +98,7 @@ def train(recipe: Recipe, run: Path) -> None:
         mask_share=settings.mask_share,
         copies=settings.copies,
         feedback=rounds,
-        rationale=settings.rationale if picks and settings.rationale.weight else None,
+        rationale=settings.rationale if picks else None,
         seed=recipe.seed,
         folder=folder,
     )
@@ -271,29 +271,6 @@ def _attributions(
         targets=dict(zip(texts, targets, strict=True)),
         shard=settings.shard,
     )
-
-
-def insist_on_rationales(settings: BlackBox, examples: Sequence[Example]) -> None:
-    """Refuses what can only be learnt from human rationales where no training text has one.
-
-    Raises:
-        RecipeError: naming the setting.
-    """
-    layer = settings.architecture == "rationale" or settings.cnn.pooling == "evidence"
-    wanted = {
-        "feedback needs": (settings.feedback.every > 0, "leave feedback out"),
-        "copies need": (settings.copies != NO_COPIES, "leave copies out"),
-        "a rationale layer needs": (
-            layer and settings.rationale.weight > 0,
-            "choose another architecture",
-        ),
-    }
-    for need, (asked, cure) in wanted.items():
-        if asked and not any(example.rationale for example in examples):
-            raise RecipeError(
-                f"blackbox: {need} human rationales and no training text has one: "
-                f"give data in ERASER format or {cure}"
-            )
 
 
 def _read(recipe: Recipe, source: DataSource) -> list[Example]:

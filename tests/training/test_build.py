@@ -89,6 +89,8 @@ def test_words_of_a_cnn_begin_to_vote(settings, black_box, tmp_path):
     np.testing.assert_allclose(
         found.logits([document]), expected.detach().numpy(), atol=1e-5, rtol=0
     )
+    wider = new_black_box(voting, (*plain.labels, NEUTRAL), [])
+    assert np.abs(logits(wider)[:, 2]).max() < 0.01  # no word votes for it yet
     longer = new_black_box(dataclasses.replace(voting, max_tokens=900), plain.labels, [])
     assert longer.encoder.max_tokens == 900  # a convolution has no longest text
     found.save(tmp_path / "voting")
@@ -98,7 +100,7 @@ def test_words_of_a_cnn_begin_to_vote(settings, black_box, tmp_path):
 
 def test_attention_is_added_to_a_cnn_and_changes_nothing_yet(settings, black_box, tmp_path):
     attentive = dataclasses.replace(settings, cnn=Cnn(attention_heads=3))
-    with pytest.raises(DataError, match="is no cnn"):
+    with pytest.raises(DataError, match="is no cnn: leave attention_heads out"):
         new_black_box(attentive, black_box.labels, [])
     plain = small_cnn()
     plain.save(tmp_path / "cnn")
@@ -112,7 +114,10 @@ def test_attention_is_added_to_a_cnn_and_changes_nothing_yet(settings, black_box
     again = dataclasses.replace(attentive, checkpoint=str(tmp_path / "attentive"))
     np.testing.assert_array_equal(logits(new_black_box(again, plain.labels, [])), logits(found))
     other = dataclasses.replace(again, cnn=Cnn(attention_heads=2))
-    with pytest.raises(DataError, match="has 3 attention heads: ask for as many"):
+    with pytest.raises(DataError, match="has 3 attention heads, for always: ask for the same"):
+        new_black_box(other, plain.labels, [])
+    other = dataclasses.replace(again, cnn=Cnn(attention_heads=3, attention="feedback"))
+    with pytest.raises(DataError, match="for always: ask for the same"):
         new_black_box(other, plain.labels, [])
     other = dataclasses.replace(attentive, cnn=Cnn(attention_heads=4))
     with pytest.raises(DataError, match="has 6 features: give a divisor"):

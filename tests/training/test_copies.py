@@ -125,6 +125,8 @@ def test_the_control_marks_as_much_text_anywhere(part, encoder):
     found = [mark_at_random([part, bare], np.random.default_rng(seed)) for seed in range(30)]
     assert all(other == bare for _, other in found)
     assert all(one.document is part.document and one.label == part.label for one, _ in found)
+    [first, again, _] = mark_at_random([part, part, bare], np.random.default_rng(0))
+    assert first.rationale == again.rationale != part.rationale
     spans = [one.rationale or () for one, _ in found]
     assert all(sorted(end - first for first, end in each) == lengths for each in spans)
     reached = {first for each in spans for first, _ in each}

@@ -272,6 +272,17 @@ def test_votes_are_those_that_people_marked(kind, new, tmp_path):
     assert document.words[int(scores.argmax())].text == "great"
 
 
+def test_to_be_neutral_is_no_evidence(lively, tmp_path):
+    lively("cnn").save(tmp_path)
+    settings = BlackBox(architecture="trained", checkpoint=str(tmp_path), max_tokens=32, overlap=4)
+    black_box = new_black_box(settings, (*LABELS, NEUTRAL), [])
+    [document] = encode(black_box, TEXTS[:1])
+    before = word_scores(black_box, document)
+    with torch.no_grad():
+        black_box.model.classifier.bias[2] = 50
+    np.testing.assert_array_equal(word_scores(black_box, document), before)
+
+
 def test_only_what_has_words_to_sum_can_sum(recipe_path, tmp_path):
     asked = ["blackbox.architecture=mlp", "blackbox.cnn.pooling=evidence"]
     with pytest.raises(RecipeError, match="evidence is for architecture cnn") as refused:

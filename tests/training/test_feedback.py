@@ -9,6 +9,7 @@ import torch
 from training.blackbox.build import new_black_box
 from training.blackbox.copies import Finding, LabelledDocument, draw_copy, mark
 from training.blackbox.fit import encode_examples, fit, make_batches
+from training.blackbox.huggingface import state_digest
 from training.blackbox.rationale_fit import rationale_loss
 from training.commands import run_recipe
 from training.config import (
@@ -179,6 +180,16 @@ def test_mistakes_count_more_where_marks_are_learnt(black_box, part, tmp_path):
     [other] = make_batches(black_box, [part], SETTINGS, 0, 3, 0, marks=True, emphasis=3)
     assert other.emphasis is not None
     assert set(other.emphasis[other.attention_mask > 0].tolist()) == {1}
+
+
+def test_mistakes_counted_more_lead_to_other_weights(new, tmp_path):
+    found = []
+    for scale in (1.0, 3.0):
+        black_box = new(pooling="evidence")
+        feedback = Feedback(every=1, first=0, texts=9, budget=16, use="marks", scale=scale)
+        train(black_box, feedback, tmp_path / str(scale), copies=Copies())
+        found.append(state_digest(black_box))
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3)])

@@ -612,6 +612,8 @@ def test_words_are_scored_by_their_strongest_piece_over_windows(by_hand):
         ("blackbox.rationale.weight=-1", "weight of at least 0"),
         ("blackbox.rationale.pos_weight=0", "pos_weight of more than 0"),
         ("blackbox.rationale.dropout=1", "dropout: give at least 0 and less than 1"),
+        ("blackbox.rationale.pooling=evidence", "pooling is for architecture rationale"),
+        ("blackbox.rationale.random=true", "random needs a rationale layer with some weight"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(override, message, recipe_path, tmp_path):
@@ -639,6 +641,39 @@ def judged_data(tiny_data, tmp_path_factory):
             lines.append(json.dumps(gold | {"evidences": [pieces]}) + "\n")
         (root / "movies" / f"{name}.jsonl").write_text("".join(lines))
     return root
+
+
+def on_judged(judged_data, *overrides):
+    return [
+        *overrides, f"data.root={judged_data}", "blackbox.fit.epochs=4",
+        'data.train=[{ path = "movies" }]', 'data.validation=[{ path = "movies", split = "dev" }]',
+    ]  # fmt: skip
+
+
+def test_the_control_learns_from_marks_that_nobody_made(judged_data, recipe_path, tmp_path):
+    asked = on_judged(judged_data, "blackbox.architecture=rationale")
+    asked.append("blackbox.rationale.random=true")
+    assert run_recipe(recipe_path, asked, tmp_path, "train") == 0
+    metrics = json.loads((tmp_path / "tiny" / "blackbox" / "metrics.json").read_text())
+    assert metrics["rationale"]["0:movies"]["auprc"] < 0.6  # above 0.9 with those that people made
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("blackbox.feedback={ every = 1, use = 'marks' }", "has no rationale layer to learn marks"),
+        ("blackbox.rationale.random=true", "nothing here learns from rationales"),
+    ],
+)
+def test_what_goes_on_without_a_layer_learns_no_marks(
+    override, message, black_box, judged_data, recipe_path, tmp_path
+):
+    black_box.save(tmp_path / "plain")
+    asked = on_judged(judged_data, "blackbox.architecture=trained", override)
+    asked.append(f"blackbox.checkpoint={tmp_path / 'plain'}")
+    with pytest.raises(RecipeError, match=message) as refused:
+        run_recipe(recipe_path, asked, tmp_path, "train")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_run_ends_with_a_bundle_that_is_explained_like_any_other(

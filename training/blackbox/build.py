@@ -26,7 +26,7 @@ from training.blackbox.vocabulary import (
     word_tokenizer,
     word_vectors,
 )
-from training.config import NEUTRAL, BlackBox
+from training.config import NEUTRAL, BlackBox, Cnn
 from training.data.example import DataError
 
 
@@ -70,6 +70,7 @@ def _go_on(settings: BlackBox, labels: tuple[str, ...]) -> HuggingFaceBlackBox:
     name = settings.checkpoint
     found = _open(name)
     model = found.model
+    _add_to_cnn(model, settings, name)
     if labels == (*found.labels, NEUTRAL):
         _add_class(model, name)
     elif labels != found.labels:
@@ -79,7 +80,6 @@ def _go_on(settings: BlackBox, labels: tuple[str, ...]) -> HuggingFaceBlackBox:
         )
     for key, value in _labelled(labels).items():
         setattr(model.config, key, value)
-    _add_to_cnn(model, settings, name)
     return HuggingFaceBlackBox(model, _encoder_of(found, settings), labels)
 
 
@@ -87,19 +87,31 @@ def _add_to_cnn(model: Any, settings: BlackBox, name: str) -> None:
     """Adds what the recipe asks for beyond what was trained before."""
     wanted = settings.cnn
     if not isinstance(model, CnnForSequenceClassification):
-        if wanted.pooling == "evidence" or wanted.attention_heads:
+        if wanted.attention_heads:
+            raise DataError(f"{name} is no cnn: leave attention_heads out")
+        if wanted.pooling == "evidence":
             raise DataError(f"{name} is no cnn: start from its encoder, as architecture rationale")
         return
     model.revive_attention()
     if wanted.attention_heads:
-        if model.config.channels[-1] % wanted.attention_heads:
-            raise DataError(f"{name} has {model.config.channels[-1]} features: give a divisor")
-        if model.attention is None:
-            model.add_attention(wanted.attention_heads, wanted.attention)
-        elif model.attention.heads != wanted.attention_heads:
-            raise DataError(f"{name} has {model.attention.heads} attention heads: ask for as many")
+        _attend(model, wanted, name)
     if wanted.pooling == "evidence" and model.evidence is None:
         model.sum_evidence()
+
+
+def _attend(model: CnnForSequenceClassification, wanted: Cnn, name: str) -> None:
+    config = model.config
+    if model.attention is None:
+        if config.channels[-1] % wanted.attention_heads:
+            raise DataError(
+                f"{name} has {config.channels[-1]} features: give a divisor as attention_heads"
+            )
+        model.add_attention(wanted.attention_heads, wanted.attention)
+    if (config.attention_heads, config.attention) != (wanted.attention_heads, wanted.attention):
+        raise DataError(
+            f"{name} has {config.attention_heads} attention heads, for {config.attention}: "
+            "ask for the same, or leave attention_heads out"
+        )
 
 
 def _open(name: str, *, new_head: bool = False) -> HuggingFaceBlackBox:

@@ -157,12 +157,24 @@ def random_spans(spans: Sequence[Span], free: BoolArray, rng: np.random.Generato
 def mark_at_random(
     documents: Sequence[LabelledDocument], rng: np.random.Generator
 ) -> list[LabelledDocument]:
-    """Replaces each rationale by spans of the same lengths anywhere in the text."""
+    """Replaces each rationale by spans of the same lengths anywhere in the text.
+
+    Args:
+        documents: of training; a text that is repeated gets the same spans each time.
+        rng: of the places.
+
+    Returns:
+        The documents in the same order; those without a rationale as they were.
+    """
+    drawn: dict[tuple[str, tuple[Span, ...]], tuple[Span, ...]] = {}
     found = []
     for part in documents:
         if part.rationale:
-            free = np.ones(len(part.document.words), dtype=np.bool_)
-            part = replace(part, rationale=tuple(sorted(random_spans(part.rationale, free, rng))))
+            key = part.document.text, part.rationale
+            if key not in drawn:
+                free = np.ones(len(part.document.words), dtype=np.bool_)
+                drawn[key] = tuple(sorted(random_spans(part.rationale, free, rng)))
+            part = replace(part, rationale=drawn[key])
         found.append(part)
     return found
 

@@ -21,6 +21,7 @@ from models.text import BoolArray, Document, FloatArray, Window, bucket_length, 
 from training.blackbox.copies import Finding, LabelledDocument, mark, rationale_inside
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.output import LOWEST
+from training.config import NEUTRAL
 
 
 def piece_targets(
@@ -144,6 +145,8 @@ def measure_rationale(
 def word_scores(black_box: HuggingFaceBlackBox, document: Document) -> FloatArray:
     """Returns the layer's logit for each word, the largest of its pieces, windows and classes.
 
+    To be neutral is no class that a word could be evidence for.
+
     Returns:
         float64 [words]; `LOWEST` for a word without pieces.
     """
@@ -156,7 +159,8 @@ def word_scores(black_box: HuggingFaceBlackBox, document: Document) -> FloatArra
                 input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
             )
         logits = output.rationale_logits[0].double().numpy()
-        logits = logits if logits.ndim == 1 else logits.max(axis=1)
+        if logits.ndim == 2:
+            logits = logits[:, [label != NEUTRAL for label in black_box.labels]].max(axis=1)
         inside = np.flatnonzero(window.word_index >= 0)
         np.maximum.at(scores, window.word_index[inside], logits[inside])
     return scores

@@ -12,9 +12,10 @@ from models.text import Document, split_words
 from training.attribution.teachers import teacher_named
 from training.config import AlignmentRow, AlignmentStudy, DataSource, Recipe, RecipeError
 from training.data import Example, load
+from training.demands import insist_on_rationales
 from training.evaluation.shards import texts_digest
 from training.recipe import read_recipe
-from training.stages import guard_recipe, insist_on_rationales
+from training.stages import guard_recipe
 
 
 @dataclass(frozen=True)

@@ -95,15 +95,15 @@ def _draw_panel(
         for number, teacher in enumerate(teachers):
             if teacher not in _teachers(runs):
                 continue
-            baseline = next(
-                (rows[other] for other in rows[name][0]["against"] if other in rows), ()
-            )
+            baseline = rows.get(next(iter(rows[name][0]["against"]), ""), ())
             _draw_point(axes, place + offsets[number], number, measure, teacher, runs, baseline)
     # Handles of the legend, which no single row may have to offer.
     for number, teacher in enumerate(teachers):
         look = {"color": COLOURS[number % 4], "marker": SHAPES[number % 4]}
         axes.plot([], [], linestyle="", label=teacher, **look)
-    axes.plot([], [], "o", color=GREY, markerfacecolor="none", label="the row it is tested against")
+    axes.plot(
+        [], [], "o", color=GREY, markerfacecolor="none", label="the first row it is tested against"
+    )
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
     axes.set_xlim(left=0)

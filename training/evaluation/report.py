@@ -173,7 +173,7 @@ def _row_cells(
         for m in ALIGNMENT
     ]
     seconds = _seconds(runs)
-    baseline = next((rows[other] for other in runs[0]["against"] if other in rows), [])
+    baseline = rows.get(next(iter(runs[0]["against"]), ""), [])
     feedback = float(np.mean([run["feedback_seconds"] for run in runs]))
     return [
         ", ".join([_texts(runs[0]), *(f"{name} {n or ''}".strip() for name, n in budgets.items())]),
