@@ -4,9 +4,9 @@ Every token gets a logit for each class, of being evidence for it. The logits of
 sums of their sigmoids over its words, times a factor, plus what each class has to begin with.
 Nothing else reaches the answer: a document is a bag of votes, as in multiple instance learning for
 sentiment (Angelidis and Lapata, TACL 2018, without their attention). What people marked are such
-votes, so they can be taught directly; and because the answer is additive in them, what a method
-that masks words finds is what the layer picked. A vote knows of the words around it, as far as the
-states under it do.
+votes, so they can be taught directly, and the answer is additive in them. It is not additive in the
+words: a vote knows of those around it, as far as the states under it do, thirteen words in our CNN
+and the whole window in a transformer, and what a method that masks words finds is spread as far.
 """
 
 from __future__ import annotations
