@@ -190,11 +190,11 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def _build(kind: Any, value: Any, where: str, default: Any = None) -> Any:
     """Turns plain TOML values into the annotated type, checking each."""
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
+        return _build_dataclass(kind, value, where, default)
     if origin is Literal:
         if value not in typing.get_args(kind):
             raise RecipeError(f"{where} is {value!r}; choose one of {typing.get_args(kind)}")
@@ -216,7 +216,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
+def _build_dataclass(kind: Any, value: Any, where: str, default: Any) -> Any:
+    """Takes what is not given from `default`: the same class may have others in other places."""
     _expect(value, dict, where)
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
@@ -228,9 +229,22 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
         if part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING
     ]
     missing = [name for name in required if name not in value]
-    if missing:
+    if missing and default is None:
         raise RecipeError(f"{where} lacks {missing[0]!r}")
-    return kind(**{key: _build(hints[key], part, f"{where}: {key}") for key, part in value.items()})
+    defaults = {part.name: _default(part) for part in dataclasses.fields(kind)}
+    if default is not None:
+        defaults = {name: getattr(default, name) for name in defaults}
+    built = {
+        key: _build(hints[key], part, f"{where}: {key}", defaults[key])
+        for key, part in value.items()
+    }
+    return kind(**built) if default is None else dataclasses.replace(default, **built)
+
+
+def _default(part: dataclasses.Field[Any]) -> Any:
+    if part.default_factory is not dataclasses.MISSING:
+        return part.default_factory()
+    return None if part.default is dataclasses.MISSING else part.default
 
 
 def _expect(value: Any, kind: Any, where: str) -> None:

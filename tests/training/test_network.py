@@ -123,13 +123,27 @@ def test_the_label_stands_at_both_ends():
     assert (bias[0, 0, 0] == 0).tolist() == [True, True, True, True, False, True]
 
 
-def test_own_embeddings_know_places_and_states_do_not_need_to():
-    ids, mask = torch.tensor([[7, 7, 7]]), torch.ones(1, 3, dtype=torch.int64)
-    own = answer(make("own"), ids, mask, [0]).weights[0]
-    assert (own[0] - own[1]).abs() > 1e-4
+def test_own_embeddings_know_their_neighbours_and_states_do_not_need_to():
+    mask = torch.ones(1, 6, dtype=torch.int64)
+    one, other = (torch.tensor([[*ids, 1, 2, 3, 4]]) for ids in ((7, 8), (8, 7)))
+    network = make("own")
+    with torch.no_grad():
+        network.tokens.weight.mul_(50)  # as large as trained ones
+    own = [answer(network, ids, mask, [0]).weights[0] for ids in (one, other)]
+    assert (own[0][3] - own[1][3]).abs() > 1e-4, "the order of the two words before it"
     same = inputs("all", 1, 1).expand(1, 3, STATES)
-    read = answer(make("all"), same, mask, [0]).weights[0]
+    read = answer(make("all"), same, mask[:, :3], [0]).weights[0]
     torch.testing.assert_close(read, read[:1].expand(3), atol=2e-6, rtol=0)
+
+
+def test_places_that_no_text_has_trained_are_like_any_other():
+    """A teacher explains chunks, and a student of its own embeddings whole texts."""
+    network = make("own", blocks=0)
+    ids = torch.tensor([[1, 2, 3, 4, 5] * 6])
+    with torch.no_grad():
+        network.tokens.weight.mul_(50)
+        embedded = network._embed(ids, torch.ones_like(ids))[0]
+    torch.testing.assert_close(embedded[25:28], embedded[5:8])
 
 
 def test_scale_is_the_unit_of_the_regression_head_only():

@@ -550,6 +550,29 @@ def test_the_layer_learns_what_people_mark(new, tmp_path):
     assert alone["auprc"] < 0.8
 
 
+@pytest.mark.parametrize("layer", [RationaleLayer(1.0), None])
+def test_the_epoch_kept_is_best_in_labels_and_marks_together(layer, new, tmp_path):
+    black_box = new()
+    documents = encode_examples(black_box, marked_texts(32, 0))
+    parts = {"one": encode_examples(black_box, marked_texts(16, 1))}
+    parts["none"] = encode_examples(black_box, EXAMPLES[8:])  # nobody marked these
+    settings = dataclasses.replace(FITTING, epochs=4, learning_rate=3e-3, patience=4)
+    history = fit(
+        black_box, documents, parts, settings, mask_share=0.25, rationale=layer, seed=2,
+        folder=tmp_path,
+    ).history  # fmt: skip
+    best = max(history, key=lambda epoch: epoch["score"])
+    for epoch in history:
+        accuracy = (epoch["one"] + epoch["none"]) / 2
+        expected = (accuracy + epoch["rationale_auprc"]) / 2 if layer else accuracy
+        assert epoch["score"] == pytest.approx(expected)
+    if layer:
+        black_box.precision = "fp32"
+        kept = measure_rationale(black_box, parts["one"])["auprc"]
+        assert kept == pytest.approx(best["rationale_auprc"])
+        assert len({epoch["rationale_auprc"] for epoch in history}) > 1
+
+
 def test_a_killed_run_ends_with_the_same_weights(new, tmp_path):
     layer, calls = RationaleLayer(), []
     whole = new()

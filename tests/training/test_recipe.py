@@ -58,6 +58,15 @@ def test_a_short_recipe_has_defaults(read):
     assert recipe.evaluation == {}
 
 
+@pytest.mark.parametrize(
+    "override", ["explainer.fit.epochs=3", "explainer={ fit = { epochs = 3 } }"]
+)
+def test_a_table_given_in_part_keeps_the_defaults_of_its_place(read, override):
+    whole = read(SMALL).explainer.fit
+    assert whole.learning_rate != Optimization().learning_rate, "a student learns faster"
+    assert read(SMALL, override).explainer.fit == dataclasses.replace(whole, epochs=3)
+
+
 def test_every_kind_of_value_is_read(recipe):
     assert recipe.seed == 3
     assert recipe.attribution.chunk_tokens == (24, 32)

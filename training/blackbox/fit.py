@@ -19,6 +19,7 @@ from training.blackbox.copies import Finding, LabelledDocument, draw_copy
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.rationale_fit import (
     marked_weight,
+    measure_rationale,
     piece_emphasis,
     piece_targets,
     rationale_loss,
@@ -98,6 +99,9 @@ def fit(
 ) -> Progress:
     """Fine-tunes in place; the best epoch by mean validation accuracy is kept.
 
+    Of a rationale layer that is taught what people marked, the mean of accuracy and the AUPRC of
+    its words decides: the labels are learnt epochs before the marks are.
+
     An epoch visits one random window of each document. In a share of each batch, words are
     replaced by the mask token at a rate drawn from U(0, 1) per row, so that a masked text is
     nothing unusual to the classifier and masking-based explanations measure the words, not
@@ -119,8 +123,15 @@ def fit(
 
     def validate() -> dict[str, float]:
         accuracy = {name: measure_accuracy(black_box, part) for name, part in validation.items()}
-        return {**accuracy, "score": float(np.mean(list(accuracy.values())))}
+        score = float(np.mean(list(accuracy.values())))
+        found = [measure_rationale(black_box, part) for part in judged]
+        if not found:
+            return {**accuracy, "score": score}
+        auprc = float(np.mean([part["auprc"] for part in found]))
+        return {**accuracy, "rationale_auprc": auprc, "score": (score + auprc) / 2}
 
+    marked = [part for part in validation.values() if any(text.rationale for text in part)]
+    judged = marked if rationale else []
     share = rationale.weight if rationale else 0.0
     weight = marked_weight(train, rationale.pos_weight) if rationale else 0.0
 

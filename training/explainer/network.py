@@ -28,7 +28,7 @@ class NetworkConfig:
     classes: int
     input_width: int  # of the states read; ignored by `own`
     vocabulary: int  # for `own` embeddings
-    positions: int  # longest row, for `own` embeddings
+    positions: int  # longest row
     reads: Literal["all", "last", "own"] = "all"
     width: int = 192
     blocks: int = 1
@@ -81,7 +81,12 @@ class ExplainerNetwork(nn.Module):
 
     It reads `[label] states [label]`: the concatenated states of all layers of the black box
     (`all`), of the last (`last`), or embeddings of its own (`own`, the paper's independent
-    student). The heads see each state and its product with the pooled one.
+    student). The heads see each state and its product with the pooled one; of `own`, which learn
+    from nothing what speaks for which class, also its product with those of the label tokens.
+
+    Embeddings of its own know their places from their neighbours (a depthwise convolution, Chu et
+    al., 2021, "Conditional Positional Encodings"): a teacher explains chunks, and places beyond
+    their length would have embeddings that no text has trained.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -90,7 +95,9 @@ class ExplainerNetwork(nn.Module):
         width = config.width
         if config.reads == "own":
             self.tokens = nn.Embedding(config.vocabulary, width)
-            self.positions = nn.Embedding(config.positions, width)
+            # Small, so that steps as large as the network's can change what a word is.
+            nn.init.normal_(self.tokens.weight, std=0.02)
+            self.neighbours = nn.Conv1d(width, width, 5, padding=2, groups=width, bias=False)
         else:
             self.norm_input = nn.LayerNorm(config.input_width)
             self.project = nn.Linear(config.input_width, width)
@@ -115,7 +122,7 @@ class ExplainerNetwork(nn.Module):
             attention_mask: int64 [batch, tokens].
             target: int64 [batch], the class explained.
         """
-        x = self._embed(inputs)
+        x = self._embed(inputs, attention_mask)
         label = self.label(target)[:, None, :].to(x.dtype)
         first, last = self.ends.weight.to(x.dtype)
         x = torch.cat([label + first, x, label + last], dim=1)
@@ -128,6 +135,8 @@ class ExplainerNetwork(nn.Module):
         # tokens for one row than for several, so an answer would depend on its batch.
         share = mask.to(x.dtype)[:, None, :]
         pooled = torch.matmul(share, x) / share.sum(2, keepdim=True)
+        if self.config.reads == "own":
+            pooled = pooled + x[:, :1] + x[:, -1:]
         features = functional.gelu(self.interact(torch.cat([x, x * pooled], dim=-1)))
         features = self.dropout(features)[:, 1:-1]
         weights = self.regression(features)[:, :, 0] * self.config.scale
@@ -154,10 +163,10 @@ class ExplainerNetwork(nn.Module):
         unread = {"regression", "ranking", "labelling"} - read
         return {name for name, _ in self.named_parameters() if name.split(".")[0] in unread}
 
-    def _embed(self, inputs: Tensor) -> Tensor:
+    def _embed(self, inputs: Tensor, attention_mask: Tensor) -> Tensor:
         if self.config.reads == "own":
-            places = torch.arange(inputs.shape[1], device=inputs.device)
-            own: Tensor = self.tokens(inputs) + self.positions(places)
+            words = self.tokens(inputs) * attention_mask[..., None]
+            own: Tensor = words + self.neighbours(words.transpose(1, 2)).transpose(1, 2)
             return own
         projected: Tensor = self.project(self.norm_input(inputs))
         return projected
