@@ -1,13 +1,17 @@
 """What the graph says about documents: windows in, numbers per document out.
 
-Rows are batched with rows of their own padded length only and a batch has a bounded number of
-tokens, so a document of any length, alone or in company, gets the same numbers in bounded memory.
+A document's way to its answer is a flow: a generator that yields the rows it wants to have run and
+is sent their outputs, in order, until it returns. It runs nothing itself, so that one caller may
+drive a list of flows to the end (`run_flows`) and another may mix the rows of many requests. Rows
+are batched with rows of their own padded length only and a batch has a bounded number of tokens, so
+a document of any length, alone or in company, gets the same numbers in bounded memory.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +31,35 @@ from models.text import (
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+Result = TypeVar("Result")
 
 PREDICTED: Final = -1  # as a target: the class that is predicted
 TOKEN_BUDGET: Final = 16_384  # padded tokens in one run of the graph
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """What one row of a run of the graph takes.
+
+    Attributes:
+        input_ids: int64 [t].
+        target: the class to explain, `PREDICTED` for the row's own.
+        explain: whether to explain at all.
+    """
+
+    input_ids: IntArray
+    target: int = PREDICTED
+    explain: bool = True
+
+    @property
+    def bucket(self) -> int:
+        """The padded length."""
+        return bucket_length(len(self.input_ids))
+
+
+# Yields rows, is sent the outputs of each without the batch axis and without pads (logits [C] and,
+# empty unless explained, weights [t] and label_probs [t, 5]), and returns its result.
+Flow = Generator[list[Row], list[Outputs], Result]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,33 +77,116 @@ class Answer:
     label_probs: FloatArray
 
 
+def logits_flow(
+    encoder: TextEncoder, document: Document, keeps: Sequence[BoolArray | None] = (None,)
+) -> Flow[FloatArray]:
+    """Classifies a document as often as its words are masked differently, without explaining.
+
+    Args:
+        encoder: that made the document.
+        document: of W windows.
+        keeps: K arrays bool [words]; the pieces of a dropped word become the mask token. None
+            keeps all.
+
+    Returns:
+        float64 [K, C], the means over the windows, not calibrated.
+    """
+    found = yield [
+        Row(window.input_ids if keep is None else encoder.masked_ids(window, keep), explain=False)
+        for keep in keeps
+        for window in document.windows
+    ]
+    windows = len(document.windows)
+    starts = range(0, len(found), windows)
+    return np.stack([_mean_logits(found[start : start + windows]) for start in starts])
+
+
+def answer_flow(document: Document, target: int = PREDICTED) -> Flow[Answer]:
+    """Classifies a document and explains one class of it.
+
+    Args:
+        document: of W windows.
+        target: the class to explain; `PREDICTED` is the class that the whole document is given.
+    """
+    found = yield [Row(window.input_ids, target) for window in document.windows]
+    logits = _mean_logits(found)
+    label = int(logits.argmax())
+    # A window explained its own class; where the document's is another, it is asked again.
+    stray = [
+        place
+        for place, outputs in enumerate(found)
+        if target == PREDICTED and outputs.logits.argmax() != label
+    ]
+    if stray:
+        again = yield [Row(document.windows[place].input_ids, label) for place in stray]
+        for place, outputs in zip(stray, again, strict=True):
+            found[place] = outputs
+    return Answer(
+        logits,
+        merge_pieces(document, [outputs.weights for outputs in found]),
+        mean_pieces(document, [outputs.label_probs for outputs in found]),
+    )
+
+
+def run_rows(session: OnnxSession, pad_id: int, rows: Sequence[Row]) -> list[Outputs]:
+    """Runs the graph once, on rows of one bucket that are all explained or all not."""
+    input_ids, mask = pad_rows([row.input_ids for row in rows], rows[0].bucket, pad_id)
+    targets = np.array([row.target for row in rows], dtype=np.int64)
+    outputs = session.run(input_ids, mask, targets, explain=rows[0].explain)
+    sizes = [len(row.input_ids) if row.explain else 0 for row in rows]
+    # Copies, or each short row would keep its whole batch in memory.
+    return [
+        Outputs(
+            outputs.logits[place].copy(),
+            outputs.weights[place, :size].copy(),
+            outputs.label_probs[place, :size].copy(),
+        )
+        for place, size in enumerate(sizes)
+    ]
+
+
+def run_flows(
+    flows: Iterable[Flow[Result]], run: Callable[[Sequence[Row]], list[Outputs]]
+) -> list[Result]:
+    """Drives flows to their ends, all at a time.
+
+    Args:
+        flows: fresh ones.
+        run: runs the graph once, see `run_rows`; it gets at most `TOKEN_BUDGET` padded tokens.
+
+    Returns:
+        What each flow returned, in order.
+    """
+    waiting = list(enumerate(flows))
+    outputs: dict[int, list[Outputs]] = {}  # a fresh flow has none, and is sent None
+    results: dict[int, Result] = {}
+    while waiting:
+        wanted: dict[int, list[Row]] = {}
+        for number, flow in waiting:
+            try:
+                wanted[number] = flow.send(outputs.get(number))  # type: ignore[arg-type]
+            except StopIteration as end:
+                results[number] = end.value
+        waiting = [(number, flow) for number, flow in waiting if number in wanted]
+        found = iter(_run_all([row for rows in wanted.values() for row in rows], run))
+        outputs = {
+            number: list(itertools.islice(found, len(rows))) for number, rows in wanted.items()
+        }
+    return [results[number] for number in range(len(results))]
+
+
 def document_logits(
     session: OnnxSession,
     encoder: TextEncoder,
     documents: Sequence[Document],
     keep: Sequence[BoolArray] | None = None,
 ) -> list[FloatArray]:
-    """Classify documents with some of their words masked, without explaining.
-
-    Args:
-        session: the graph.
-        encoder: that made the documents.
-        documents: n documents.
-        keep: n arrays bool [words of the document]; the pieces of a dropped word become the mask
-            token. None keeps all.
-
-    Returns:
-        n arrays float64 [C], the mean over the windows of a document, not calibrated.
-    """
-    rows = [window.input_ids for document in documents for window in document.windows]
-    if keep is not None:
-        rows = [
-            encoder.masked_ids(window, kept)
-            for document, kept in zip(documents, keep, strict=True)
-            for window in document.windows
-        ]
-    found = _run(session, encoder.pad_id, rows, [PREDICTED] * len(rows), explain=False)
-    return [_mean_logits(windows) for windows in _by_document(documents, found)]
+    """Classifies n documents with some of their words masked, see `logits_flow`."""
+    kept: Sequence[BoolArray | None] = [None] * len(documents) if keep is None else keep
+    pairs = zip(documents, kept, strict=True)
+    flows = [logits_flow(encoder, document, [mask]) for document, mask in pairs]
+    found = run_flows(flows, partial(run_rows, session, encoder.pad_id))
+    return [logits[0] for logits in found]
 
 
 def answer_documents(
@@ -82,43 +195,10 @@ def answer_documents(
     documents: Sequence[Document],
     targets: Sequence[int] | None = None,
 ) -> list[Answer]:
-    """Classify documents and explain one class of each.
-
-    Args:
-        session: the graph.
-        encoder: that made the documents.
-        documents: n documents.
-        targets: n class indices to explain; `PREDICTED`, or None for all, is the class that the
-            whole document is given.
-    """
-    if targets is None:
-        targets = [PREDICTED] * len(documents)
-    owners = [number for number, document in enumerate(documents) for _ in document.windows]
-    rows = [window.input_ids for document in documents for window in document.windows]
-    wanted = [targets[owner] for owner in owners]
-    found = _run(session, encoder.pad_id, rows, wanted, explain=True)
-    logits = [_mean_logits(windows) for windows in _by_document(documents, found)]
-    # A window explained its own class; where the document's is another, it is asked again.
-    labels = [int(values.argmax()) for values in logits]
-    stray = [
-        row
-        for row, owner in enumerate(owners)
-        if wanted[row] == PREDICTED and found[row].logits.argmax() != labels[owner]
-    ]
-    classes = [labels[owners[row]] for row in stray]
-    again = _run(session, encoder.pad_id, [rows[row] for row in stray], classes, explain=True)
-    for row, outputs in zip(stray, again, strict=True):
-        found[row] = outputs
-    return [
-        Answer(
-            values,
-            merge_pieces(document, [window.weights for window in windows]),
-            mean_pieces(document, [window.label_probs for window in windows]),
-        )
-        for document, values, windows in zip(
-            documents, logits, _by_document(documents, found), strict=True
-        )
-    ]
+    """Classifies n documents and explains one class of each, see `answer_flow`."""
+    wanted = [PREDICTED] * len(documents) if targets is None else targets
+    flows = [answer_flow(one, target) for one, target in zip(documents, wanted, strict=True)]
+    return run_flows(flows, partial(run_rows, session, encoder.pad_id))
 
 
 def make_golden(
@@ -174,44 +254,17 @@ def check_golden(bundle: Bundle, session: OnnxSession, encoder: TextEncoder) -> 
         )
 
 
-def _run(
-    session: OnnxSession,
-    pad_id: int,
-    rows: Sequence[IntArray],
-    targets: Sequence[int],
-    *,
-    explain: bool,
-) -> list[Outputs]:
-    """Run rows [t] in bounded batches of one bucket each.
-
-    Returns:
-        The outputs of each row, without the batch axis and without pads: logits [C] and, empty
-        unless explained, weights [t] and label_probs [t, 5].
-    """
+def _run_all(rows: Sequence[Row], run: Callable[[Sequence[Row]], list[Outputs]]) -> list[Outputs]:
+    """Runs any rows in batches of one bucket and a bounded number of tokens."""
     found: dict[int, Outputs] = {}
-    for batch in plan_batches([len(row) for row in rows], TOKEN_BUDGET):
-        length = bucket_length(len(rows[batch[0]]))
-        input_ids, mask = pad_rows([rows[row] for row in batch], length, pad_id)
-        wanted = np.array([targets[row] for row in batch], dtype=np.int64)
-        outputs = session.run(input_ids, mask, wanted, explain=explain)
-        for place, row in enumerate(batch):
-            size = len(rows[row]) if explain else 0
-            # Copies, or each short row would keep its whole batch in memory.
-            found[row] = Outputs(
-                outputs.logits[place].copy(),
-                outputs.weights[place, :size].copy(),
-                outputs.label_probs[place, :size].copy(),
-            )
-    return [found[row] for row in range(len(rows))]
-
-
-def _by_document(
-    documents: Sequence[Document], found: Sequence[Outputs]
-) -> Iterator[list[Outputs]]:
-    """Yield the outputs of each document's windows."""
-    remaining = iter(found)
-    for document in documents:
-        yield list(itertools.islice(remaining, len(document.windows)))
+    for explain in (True, False):
+        chosen = [number for number, row in enumerate(rows) if row.explain == explain]
+        lengths = [len(rows[number].input_ids) for number in chosen]
+        for batch in plan_batches(lengths, TOKEN_BUDGET):
+            numbers = [chosen[place] for place in batch]
+            outputs = run([rows[number] for number in numbers])
+            found |= zip(numbers, outputs, strict=True)
+    return [found[number] for number in range(len(rows))]
 
 
 def _mean_logits(windows: Sequence[Outputs]) -> FloatArray:

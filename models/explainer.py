@@ -15,16 +15,19 @@ import numpy as np
 from models import bundle as bundles
 from models.answer import (
     PREDICTED,
-    Answer,
     BoolArray,
     FloatArray,
-    answer_documents,
+    Flow,
+    Row,
+    answer_flow,
     check_golden,
-    document_logits,
+    logits_flow,
+    run_flows,
+    run_rows,
 )
 from models.bundle import Bundle, MismatchError
 from models.rationale import Span, rationale_spans, word_spans
-from models.session import DeviceName, OnnxSession
+from models.session import DeviceName, OnnxSession, Outputs
 from models.text import Document, TextEncoder
 
 
@@ -164,11 +167,11 @@ class Explainer:
             raise ValueError(f"max_words is {max_words}: give at least 1")
         documents = self._encode_all(texts)
         targets = self._targets(target, len(documents))
-        answers = answer_documents(self.session, self.encoder, documents, targets)
-        return [
-            self._decode(document, answer, wanted, max_words)
-            for document, answer, wanted in zip(documents, answers, targets, strict=True)
+        flows = [
+            self._explain(document, wanted, max_words)
+            for document, wanted in zip(documents, targets, strict=True)
         ]
+        return run_flows(flows, self.run)
 
     def predict(
         self, texts: Sequence[str], target: str | Sequence[str | None] | None = None
@@ -176,11 +179,11 @@ class Explainer:
         """Label each text without explaining: as `explain`, with no words and no rationale."""
         documents = self._encode_all(texts)
         targets = self._targets(target, len(documents))
-        logits = self.logits(documents)
-        return [
-            self._label(document, of_document, wanted)
-            for document, of_document, wanted in zip(documents, logits, targets, strict=True)
+        flows = [
+            self._predict(document, wanted)
+            for document, wanted in zip(documents, targets, strict=True)
         ]
+        return run_flows(flows, self.run)
 
     def verify(self, explanation: Explanation) -> dict[str, float]:
         """Check a rationale against the classifier by masking words.
@@ -191,14 +194,42 @@ class Explainer:
             of its natural log-odds (not calibrated); against the text with only these words kept:
             `sufficiency`, the fall of its probability (lower is better).
         """
+        return run_flows([self.verification_flow(explanation)], self.run)[0]
+
+    def explanation_flow(
+        self,
+        text: str,
+        target: str | None = None,
+        *,
+        explain: bool = True,
+        max_words: int | None = None,
+    ) -> Flow[Explanation]:
+        """The way of one text, for callers that mix the rows of many: see `models.answer`.
+
+        Args:
+            text: as in `explain`.
+            target: likewise.
+            explain: False labels only, as `predict` does.
+            max_words: as in `explain`.
+
+        Raises:
+            ValueError: as `explain`, when the first rows are asked for.
+        """
+        document = self.encode(text)
+        (wanted,) = self._targets(target, 1)
+        if explain:
+            return (yield from self._explain(document, wanted, max_words))
+        return (yield from self._predict(document, wanted))
+
+    def verification_flow(self, explanation: Explanation) -> Flow[dict[str, float]]:
+        """The way of a verification, see `verify`."""
         document = self.encode(explanation.text)
         starts = np.array([word.start for word in document.words])
         inside = np.zeros(len(starts), dtype=bool)
         for span in explanation.rationale:
             first, last = np.searchsorted(starts, (span.start, span.end))
             inside[first:last] = True
-        keep = [np.ones_like(inside), ~inside, inside]
-        logits = self.logits([document] * 3, keep)
+        logits = yield from logits_flow(self.encoder, document, [None, ~inside, inside])
         target = self.labels.index(explanation.target)
         full, without, only = self.probabilities(logits)[:, target].tolist()
         others = np.delete(logits, target, axis=1)
@@ -208,6 +239,10 @@ class Explainer:
             "sufficiency": full - only,
             "log_odds_drop": float(log_odds[0] - log_odds[1]),
         }
+
+    def run(self, rows: Sequence[Row]) -> list[Outputs]:
+        """Run the graph once, on rows of one bucket that are all explained or all not."""
+        return run_rows(self.session, self.encoder.pad_id, rows)
 
     def logits(
         self, documents: Sequence[Document], keep: Sequence[BoolArray] | None = None
@@ -224,7 +259,10 @@ class Explainer:
         """
         if not documents:
             return np.zeros((0, len(self.labels)))
-        return np.stack(document_logits(self.session, self.encoder, documents, keep))
+        kept: Sequence[BoolArray | None] = [None] * len(documents) if keep is None else keep
+        pairs = zip(documents, kept, strict=True)
+        flows = [logits_flow(self.encoder, document, [mask]) for document, mask in pairs]
+        return np.concatenate(run_flows(flows, self.run))
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Return calibrated probabilities float64 [n, C] of logits [n, C]."""
@@ -242,10 +280,13 @@ class Explainer:
         windows = len(document.windows)
         return Explanation(document.text, label, scores[label], scores, wanted, (), (), windows)
 
-    def _decode(
-        self, document: Document, answer: Answer, target: int, max_words: int | None
-    ) -> Explanation:
-        """Decode an answer into a label, words and a rationale."""
+    def _predict(self, document: Document, target: int) -> Flow[Explanation]:
+        (logits,) = yield from logits_flow(self.encoder, document)
+        return self._label(document, logits, target)
+
+    def _explain(self, document: Document, target: int, max_words: int | None) -> Flow[Explanation]:
+        """Label, words and rationale of a document."""
+        answer = yield from answer_flow(document, target)
         words = word_spans(document.words, answer.weights, answer.label_probs)
         rationale = rationale_spans(document.text, words, max_words)
         labelled = self._label(document, answer.logits, target)

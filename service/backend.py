@@ -1,4 +1,4 @@
-"""What stands behind the routes: the explainer from loading to shutdown, and its runner."""
+"""What stands behind the routes: the explainer from loading to shutdown, and its scheduler."""
 
 import asyncio
 import logging
@@ -10,16 +10,9 @@ from models.bundle import BundleError
 from models.explainer import Explainer
 from models.session import DeviceError
 from service import errors
-from service.batching import (
-    ClosedError,
-    DeadlineError,
-    Outcome,
-    OverloadedError,
-    Query,
-    Runner,
-    Wish,
-)
+from service.batching import Scheduler
 from service.settings import Settings
+from service.tickets import ClosedError, DeadlineError, Outcome, OverloadedError, Query, Wish
 
 _LOADING_SECONDS = 2.0  # a guess for Retry-After; the shipped bundle takes about as long
 _DRAINING_SECONDS = 5.0
@@ -40,7 +33,7 @@ class Phase(Enum):
 
 
 class Backend:
-    """Loads the bundle, hands requests to the runner and says whether it is ready.
+    """Loads the bundle, hands requests to the scheduler and says whether it is ready.
 
     Args:
         settings: of this server.
@@ -53,7 +46,7 @@ class Backend:
         self.failure: str | None = None  # one line, when the phase is FAILED
         self.bad_input = False  # whether that was the bundle's or a setting's fault
         self._explainer = explainer
-        self._runner: Runner | None = None
+        self._scheduler: Scheduler | None = None
         self._closed_at: float | None = None  # of time.monotonic()
 
     async def start(self) -> None:
@@ -68,7 +61,12 @@ class Backend:
             self._fail(f"the model cannot be loaded: {type(error).__name__}: {error}")
         else:
             self._explainer = explainer
-            self._runner = Runner(explainer, max_waiting=self.settings.max_waiting)
+            self._scheduler = Scheduler(
+                explainer,
+                max_waiting=self.settings.max_waiting,
+                max_waiting_tokens=self.settings.max_waiting_tokens,
+                max_batch_tokens=self.settings.max_batch_tokens,
+            )
             if self.phase is Phase.LOADING:
                 self.phase = Phase.READY
 
@@ -80,23 +78,23 @@ class Backend:
     async def stop(self) -> None:
         """Takes no more requests and answers those in the line."""
         self.drain()
-        if self._runner is not None:
+        if self._scheduler is not None:
             # The same seconds as for the server's own requests, not as many again.
             spent = 0.0 if self._closed_at is None else time.monotonic() - self._closed_at
             left = max(0.0, self.settings.drain_timeout - spent)
-            await asyncio.to_thread(self._runner.stop, left)
+            await asyncio.to_thread(self._scheduler.stop, left)
 
     def close(self) -> None:
         """Takes no more requests."""
         self._closed_at = time.monotonic()
         self.drain()
-        if self._runner is not None:
-            self._runner.close()
+        if self._scheduler is not None:
+            self._scheduler.close()
 
     @property
     def alive(self) -> bool:
-        """Whether the runner's thread is, or may still come, alive."""
-        return self._runner is None or self._runner.alive
+        """Whether the scheduler's threads are, or may still come, alive."""
+        return self._scheduler is None or self._scheduler.alive
 
     @property
     def explainer(self) -> Explainer:
@@ -105,7 +103,7 @@ class Backend:
         Raises:
             Problem: 503 while there is none.
         """
-        if self._runner is None or self._explainer is None:
+        if self._scheduler is None or self._explainer is None:
             raise self._not_loaded()
         return self._explainer
 
@@ -120,21 +118,22 @@ class Backend:
         if self.phase is not Phase.READY:
             raise self._not_loaded()
 
-    async def ask(self, queries: Sequence[Query], wish: Wish) -> list[Outcome]:
-        """Answers `queries`, see `Runner.ask`.
+    async def ask(
+        self, queries: Sequence[Query], wish: Wish, *, urgent: bool = True
+    ) -> list[Outcome]:
+        """Answers `queries`, see `Scheduler.ask`.
 
         Raises:
             Problem: 503 or 504 for the request as a whole.
         """
-        if self._runner is None:
+        if self._scheduler is None:
             raise self._not_loaded()
         seconds = self.settings.request_timeout
         try:
-            return await self._runner.ask(queries, wish, timeout=seconds)
-        except OverloadedError:
-            detail = "the waiting line is full: try again later"
-            retry_after = self._runner.retry_after
-            raise errors.unavailable("overloaded", detail, retry_after) from None
+            return await self._scheduler.ask(queries, wish, timeout=seconds, urgent=urgent)
+        except OverloadedError as error:
+            detail = "too much waits already: try again later"
+            raise errors.unavailable("overloaded", detail, error.retry_after) from None
         except ClosedError:
             raise _draining() from None
         except DeadlineError:

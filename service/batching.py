@@ -1,25 +1,39 @@
-"""The waiting line and the one thread that owns the explainer.
+"""From the texts of a request to their outcomes: tickets, two text threads and one runner.
 
-A request is a ticket in a bounded first-in-first-out line. The runner thread takes one ticket at a
-time and answers its texts in small chunks; between chunks it looks whether anybody still waits. A
-scheduler that mixes several requests into one batch can replace `Runner` as it stands: what callers
-use is `ask`, `close`, `stop`, `alive` and `retry_after`.
+A request is a ticket; each of its texts is a task whose way is a flow (see `models.answer`). The
+text threads carry flows on: tokenisation at the start, words and rationale at the end; long texts
+have a thread of their own, so that a book being tokenised holds up nobody else's sentence. Between
+these the rows wait in one queue, where the runner, the only thread that runs the graph, mixes those
+of all requests into batches. Requests are refused at the door when their answers would come too
+late, and what nobody waits for any more is not computed.
 """
 
 import asyncio
+import itertools
 import logging
+import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Protocol
 
+from models.answer import Flow, Row
 from models.explainer import Explanation
+from models.session import Outputs
+from service.rows import Entry, RowQueue
+from service.tickets import (
+    ClosedError,
+    DeadlineError,
+    Outcome,
+    OverloadedError,
+    Query,
+    Reply,
+    Task,
+    Ticket,
+    Wish,
+)
 
-_CHUNK_TEXTS = 32  # what is computed between two looks at the clock
-_CHUNK_CHARS = 20_000
+_SMOOTH = 0.1  # weight of the newest observation in moving averages
 
 _log = logging.getLogger("l2e.service")
 
@@ -31,110 +45,83 @@ class TextExplainer(Protocol):
     def labels(self) -> Sequence[str]:
         """The labels, in the order of the classes."""
 
-    def explain(
+    def explanation_flow(
         self,
-        texts: Sequence[str],
-        target: str | Sequence[str | None] | None = None,
+        text: str,
+        target: str | None = None,
         *,
+        explain: bool = True,
         max_words: int | None = None,
-    ) -> list[Explanation]:
-        """Labels with rationales."""
+    ) -> Flow[Explanation]:
+        """The way of one text to its label and rationale."""
 
-    def predict(
-        self, texts: Sequence[str], target: str | Sequence[str | None] | None = None
-    ) -> list[Explanation]:
-        """Labels only."""
+    def verification_flow(self, explanation: Explanation) -> Flow[dict[str, float]]:
+        """The way to what the rationale is worth."""
 
-    def verify(self, explanation: Explanation) -> Mapping[str, float]:
-        """What the rationale is worth."""
+    def run(self, rows: Sequence[Row]) -> list[Outputs]:
+        """Runs the graph once, on rows of one bucket that are all explained or all not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One text and the label to explain (None: the predicted one)."""
-
-    text: str
-    target: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a request wants to know of each of its texts."""
-
-    explain: bool = True
-    verify: bool = False
-    max_words: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What the explainer said of one text; the verification only where it was wished."""
-
-    explanation: Explanation
-    verification: Mapping[str, float] | None = None
-
-
-class OverloadedError(Exception):
-    """The waiting line is full."""
-
-
-class ClosedError(Exception):
-    """No new requests are taken."""
-
-
-class DeadlineError(Exception):
-    """Nobody got to the text in time."""
-
-
-Outcome = Reply | Exception
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    queries: Sequence[Query]
-    wish: Wish
-    deadline: float  # of time.monotonic()
-    outcomes: list[Outcome | None]  # the runner fills it; None: not computed yet
-    done: Future[None] = field(default_factory=Future)
-    abandoned: bool = False  # the client left, or was told 504
-
-    @property
-    def wanted(self) -> bool:
-        return not self.abandoned and time.monotonic() < self.deadline
-
-
-class Runner:
-    """One thread that owns the explainer, and the line before it.
+class Scheduler:
+    """Three threads that own the explainer.
 
     Args:
-        explainer: used by the runner's thread alone.
-        max_waiting: places in the line; the request that is being computed takes none.
+        explainer: used by these threads alone.
+        max_waiting: requests of which nothing has been computed yet, at most.
+        max_waiting_tokens: padded tokens that wait, beyond which nothing more is taken.
+        max_batch_tokens: padded tokens in one run of the graph.
     """
 
-    def __init__(self, explainer: TextExplainer, *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        explainer: TextExplainer,
+        *,
+        max_waiting: int,
+        max_waiting_tokens: int,
+        max_batch_tokens: int,
+    ) -> None:
         self._explainer = explainer
         self._max_waiting = max_waiting
-        self._line: deque[_Ticket] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._stopped = False
-        self._seconds = 0.05  # what a ticket took lately
-        self._thread = threading.Thread(target=self._work, name="runner", daemon=True)
-        self._thread.start()
+        self._max_waiting_tokens = max_waiting_tokens
+        self._rows: RowQueue[Task] = RowQueue(max_batch_tokens)
+        self._changed = threading.Condition()  # guards all below, and the tickets
+        self._waiting: set[Ticket] = set()
+        self._open = 0  # tasks without an outcome
+        self._chars = {True: 0, False: 0}  # of texts not tokenised yet, by urgency
+        self._closed = self._stopped = False
+        self._token_seconds = 1e-4  # of a padded token in the graph, lately
+        self._char_tokens = 0.25  # padded tokens for each character, lately
+        self._lanes = (_Lane(), _Lane())
+        self._threads = [
+            threading.Thread(target=work, args=given, name=name, daemon=True)
+            for name, work, given in (
+                ("runner", self._run_batches, ()),
+                ("texts", self._carry_on, (self._lanes[0],)),
+                ("long texts", self._carry_on, (self._lanes[1],)),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    async def ask(self, queries: Sequence[Query], wish: Wish, *, timeout: float) -> list[Outcome]:
+    async def ask(
+        self, queries: Sequence[Query], wish: Wish, *, timeout: float, urgent: bool = True
+    ) -> list[Outcome]:
         """Answers `queries` in their order.
 
         A text that fails has its exception as outcome; one that was not reached within `timeout`
-        seconds has a `DeadlineError`. Cancelling takes the request out of the line.
+        seconds has a `DeadlineError`. Cancelling takes what has not been computed out of the line.
+        Urgent requests go before the others, which keep a tenth of the computation.
 
         Raises:
-            OverloadedError: no place in the line.
+            OverloadedError: too many requests or tokens wait, or the answer would be late.
             ClosedError: `close` was called.
             DeadlineError: no text at all was reached in time.
         """
-        ticket = _Ticket(queries, wish, time.monotonic() + timeout, [None] * len(queries))
-        self._enter(ticket)
+        count = len(queries)
+        ticket = Ticket(time.monotonic() + timeout, urgent, [None] * count, count)
+        # Nobody may cancel it: a waiting coroutine that is cancelled abandons the ticket instead.
+        ticket.done.set_running_or_notify_cancel()
+        self._enter(ticket, queries, wish, timeout)
         try:
             await asyncio.wait_for(asyncio.wrap_future(ticket.done), timeout)
         except TimeoutError:
@@ -142,7 +129,7 @@ class Runner:
         finally:
             self._leave(ticket)
         outcomes = list(ticket.outcomes)
-        if all(outcome is None for outcome in outcomes):
+        if all(outcome is None or isinstance(outcome, DeadlineError) for outcome in outcomes):
             raise DeadlineError
         return [DeadlineError() if outcome is None else outcome for outcome in outcomes]
 
@@ -152,101 +139,200 @@ class Runner:
             self._closed = True
 
     def stop(self, timeout: float | None = None) -> None:
-        """Closes, answers what is in the line and ends the thread, within `timeout` seconds."""
+        """Closes, answers what is in the line and ends the threads, within `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             self._closed = self._stopped = True
-            self._changed.notify()
-        self._thread.join(timeout)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._open, timeout)
+        for lane in self._lanes:
+            lane.close()
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether all threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
-        """Requests in the line."""
-        return len(self._line)
+        """Requests of which nothing has been computed yet."""
+        return len(self._waiting)
 
-    @property
-    def retry_after(self) -> float:
-        """Seconds after which a place in the line should be free, 1 to 60."""
-        return min(60.0, max(1.0, self._seconds * (1 + self.waiting)))
+    def predicted_wait(self, *, urgent: bool) -> float:
+        """Seconds until what waits now would be computed, as far as it goes before a new text.
 
-    def _enter(self, ticket: _Ticket) -> None:
+        Args:
+            urgent: whether the new text is.
+        """
+        kinds = (True,) if urgent else (True, False)
+        tokens = sum(self._rows.tokens[kind] for kind in kinds)
+        chars = sum(self._chars[kind] for kind in kinds)
+        return (tokens + chars * self._char_tokens) * self._token_seconds
+
+    def _enter(self, ticket: Ticket, queries: Sequence[Query], wish: Wish, timeout: float) -> None:
         with self._changed:
             if self._closed:
                 raise ClosedError
-            if len(self._line) >= self._max_waiting:
-                raise OverloadedError
-            self._line.append(ticket)
-            self._changed.notify()
+            wait = self.predicted_wait(urgent=ticket.urgent)
+            full = len(self._waiting) >= self._max_waiting
+            if full or wait > timeout or self._tokens() > self._max_waiting_tokens:
+                raise OverloadedError(min(60.0, max(1.0, wait)))
+            self._waiting.add(ticket)
+            self._open += len(queries)
+            self._chars[ticket.urgent] += sum(len(query.text) for query in queries)
+        for place, query in enumerate(queries):
+            task = Task(ticket, place, len(query.text), self._flow(query, wish))
+            self._lanes[task.long].put(task, 0 if ticket.urgent else 2)
 
-    def _leave(self, ticket: _Ticket) -> None:
+    def _flow(self, query: Query, wish: Wish) -> Flow[Reply]:
+        explanation = yield from self._explainer.explanation_flow(
+            query.text, query.target, explain=wish.explain, max_words=wish.max_words
+        )
+        if not (wish.explain and wish.verify):
+            return Reply(explanation)
+        return Reply(explanation, (yield from self._explainer.verification_flow(explanation)))
+
+    def _leave(self, ticket: Ticket) -> None:
         with self._changed:
             ticket.abandoned = True
-            if ticket in self._line:
-                self._line.remove(ticket)
+            self._waiting.discard(ticket)
+            self._changed.notify_all()  # the runner drops its rows
 
-    def _work(self) -> None:
-        while (ticket := self._next()) is not None:
-            if not ticket.done.set_running_or_notify_cancel():
-                continue
-            start = time.monotonic()
+    def _tokens(self) -> float:
+        return sum(self._rows.tokens.values()) + sum(self._chars.values()) * self._char_tokens
+
+    # The text threads.
+
+    def _carry_on(self, lane: "_Lane") -> None:
+        while (task := lane.get()) is not None:
             try:
-                self._answer(ticket)
+                self._advance(task)
             except BaseException as error:  # noqa: BLE001 - whatever happens, the thread lives on
-                _log.error("runner: %s outside of any text", type(error).__name__)
-            ticket.done.set_result(None)
-            self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
+                _log.error("texts: %s outside of any text", type(error).__name__)
+                self._finish(task, RuntimeError(type(error).__name__))
 
-    def _next(self) -> _Ticket | None:
+    def _advance(self, task: Task) -> None:
+        """Takes a flow to its next rows, or to its end."""
+        fresh = not task.outputs
+        outcome: Outcome | None = None
+        rows: list[Row] = []
+        if not task.ticket.wanted:
+            outcome = DeadlineError()
+        else:
+            try:
+                if task.error is not None:
+                    raise task.error
+                rows = task.flow.send(task.outputs or None)  # type: ignore[arg-type]
+            except StopIteration as end:
+                outcome = end.value
+            except Exception as error:  # noqa: BLE001 - it becomes this text's outcome
+                outcome = error
         with self._changed:
-            while not self._line:
-                if self._stopped:
+            if fresh:
+                self._tokenised(task, rows)
+            if outcome is None:
+                task.outputs, task.missing = [None] * len(rows), len(rows)
+                urgent = task.ticket.urgent
+                self._rows.add(Entry(row, task, place, urgent) for place, row in enumerate(rows))
+                self._changed.notify_all()
+        if outcome is not None:
+            self._finish(task, outcome)
+
+    def _tokenised(self, task: Task, rows: Sequence[Row]) -> None:
+        self._chars[task.ticket.urgent] -= task.chars
+        if rows:
+            share = sum(row.bucket for row in rows) / task.chars
+            self._char_tokens += _SMOOTH * (share - self._char_tokens)
+
+    def _finish(self, task: Task, outcome: Outcome) -> None:
+        ticket = task.ticket
+        with self._changed:
+            if task.finished:
+                return
+            task.finished = True
+            ticket.outcomes[task.place] = outcome
+            ticket.left -= 1
+            self._open -= 1
+            last = not ticket.left
+            if last:
+                self._waiting.discard(ticket)
+            if not self._open:
+                self._changed.notify_all()
+        if last:
+            ticket.done.set_result(None)
+
+    # The runner.
+
+    def _run_batches(self) -> None:
+        while (batch := self._next()) is not None:
+            try:
+                self._run(batch)
+            except BaseException as error:  # noqa: BLE001 - whatever happens, the thread lives on
+                _log.error("runner: %s outside of any run", type(error).__name__)
+
+    def _next(self) -> list[Entry[Task]] | None:
+        with self._changed:
+            while not (batch := self._take()):
+                if self._stopped and not self._open:
                     return None
                 self._changed.wait()
-            return self._line.popleft()
+            for entry in batch:
+                self._waiting.discard(entry.owner.ticket)
+            return batch
 
-    def _answer(self, ticket: _Ticket) -> None:
-        for chunk in _chunks(ticket.queries):
-            if not ticket.wanted:
-                return
-            queries = ticket.queries[chunk]
-            try:
-                ticket.outcomes[chunk] = self._explain(queries, ticket.wish)
-            except Exception as error:  # noqa: BLE001 - one of them is bad: find out which
-                if len(queries) == 1:
-                    ticket.outcomes[chunk] = [error]
-                else:
-                    ticket.outcomes[chunk] = [
-                        self._explain_one(one, ticket.wish) for one in queries
-                    ]
+    def _take(self) -> list[Entry[Task]]:
+        batch, dropped = self._rows.take()
+        for entry in dropped:
+            self._finish(entry.owner, entry.owner.error or DeadlineError())
+        return batch
 
-    def _explain(self, queries: Sequence[Query], wish: Wish) -> list[Outcome]:
-        texts = [query.text for query in queries]
-        targets = [query.target for query in queries]
-        if not wish.explain:
-            return [Reply(explanation) for explanation in self._explainer.predict(texts, targets)]
-        explanations = self._explainer.explain(texts, targets, max_words=wish.max_words)
-        if not wish.verify:
-            return [Reply(explanation) for explanation in explanations]
-        return [Reply(one, self._explainer.verify(one)) for one in explanations]
-
-    def _explain_one(self, query: Query, wish: Wish) -> Outcome:
+    def _run(self, batch: list[Entry[Task]]) -> None:
+        rows = [entry.row for entry in batch]
+        start = time.monotonic()
         try:
-            return self._explain([query], wish)[0]
+            found: list[Outputs | Exception] = list(self._explainer.run(rows))
+        except Exception as error:  # noqa: BLE001 - one of them is bad: find out which
+            found = [error] if len(rows) == 1 else [self._run_one(row) for row in rows]
+        else:
+            seconds = (time.monotonic() - start) / sum(row.bucket for row in rows)
+            self._token_seconds += _SMOOTH * (seconds - self._token_seconds)
+        ready = []
+        with self._changed:
+            for entry, outputs in zip(batch, found, strict=True):
+                task = entry.owner
+                if isinstance(outputs, Exception):
+                    task.error = outputs
+                else:
+                    task.outputs[entry.place] = outputs
+                task.missing -= 1
+                if not task.missing and not task.finished:
+                    ready.append(task)
+        for task in ready:
+            self._lanes[task.long].put(task, 0 if task.ticket.urgent else 1)
+
+    def _run_one(self, row: Row) -> Outputs | Exception:
+        try:
+            return self._explainer.run([row])[0]
         except Exception as error:  # noqa: BLE001 - it becomes this text's outcome
             return error
 
 
-def _chunks(queries: Sequence[Query]) -> Iterator[slice]:
-    """Runs of queries of limited number and size, at least one query each."""
-    start = chars = 0
-    for stop, query in enumerate(queries):
-        full = stop - start >= _CHUNK_TEXTS or chars + len(query.text) > _CHUNK_CHARS
-        if full and stop > start:
-            yield slice(start, stop)
-            start, chars = stop, 0
-        chars += len(query.text)
-    yield slice(start, len(queries))
+class _Lane:
+    """What a text thread has to do: urgent tasks first, then those that were begun."""
+
+    def __init__(self) -> None:
+        self._queue: queue.PriorityQueue[tuple[int, int, Task | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+
+    def put(self, task: Task | None, rank: int) -> None:
+        self._queue.put((rank, next(self._numbers), task))
+
+    def get(self) -> Task | None:
+        """Waits for a task; None is the end."""
+        return self._queue.get()[2]
+
+    def close(self) -> None:
+        """Ends the thread once all else is done."""
+        self.put(None, 3)

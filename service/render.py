@@ -6,8 +6,8 @@ from typing import Any
 from models.bundle import Bundle
 from models.explainer import Explainer
 from models.rationale import Span, to_html
-from service.batching import Reply
 from service.schemas import Options, SpanBody
+from service.tickets import Reply
 
 _SPAN_FIELDS = tuple(SpanBody.model_fields)
 

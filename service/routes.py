@@ -9,7 +9,6 @@ from starlette.concurrency import run_in_threadpool
 from models.bundle import Bundle
 from service import errors, render
 from service.backend import Backend
-from service.batching import Outcome, Query, Reply, Wish
 from service.errors import ProblemBody
 from service.requests import read, target_fault, while_connected
 from service.schemas import (
@@ -23,6 +22,7 @@ from service.schemas import (
     Prediction,
     RequestModels,
 )
+from service.tickets import Outcome, Query, Reply, Wish
 
 _EXAMPLE = "A slow start, but the last hour is really great."
 _MEANINGS = {
@@ -92,7 +92,8 @@ def _add_predictions(router: APIRouter, backend: Backend, models: RequestModels)
         outcomes: list[Outcome] = []
         if good:
             queries = [Query(item.text, item.target) for item in good]
-            outcomes = await while_connected(request, backend.ask(queries, _wish(wanted)))
+            asked = backend.ask(queries, _wish(wanted), urgent=False)
+            outcomes = await while_connected(request, asked)
         return await run_in_threadpool(_many, items, outcomes, wanted, backend)
 
 
@@ -118,7 +119,7 @@ def _add_state(router: APIRouter, backend: Backend) -> None:
     async def live() -> Response:
         """200 unless the server cannot recover by itself and should be restarted."""
         if not backend.alive:
-            raise errors.unavailable("dead", "the runner has ended: restart the server", 60)
+            raise errors.unavailable("dead", "a thread has ended: restart the server", 60)
         return _json({"status": "live"})
 
     @router.get(

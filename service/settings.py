@@ -44,7 +44,21 @@ class Settings(BaseSettings):
         256, ge=1, description="Most items of one POST /predict/batch (else 422)."
     )
     max_waiting: int = Field(
-        64, ge=1, description="Most requests in the waiting line (else 503 with Retry-After)."
+        256,
+        ge=1,
+        description="Most requests of which nothing has been computed yet (else 503 with "
+        "Retry-After, as when the answer would come after `request_timeout`).",
+    )
+    max_waiting_tokens: int = Field(
+        2_000_000,
+        ge=1,
+        description="Padded tokens that wait, beyond which nothing more is taken (else 503).",
+    )
+    max_batch_tokens: int = Field(
+        2_048,
+        ge=1,
+        description="Most padded tokens in one run of the model; a longer row runs alone. More "
+        "gives throughput, where the device has any to give, fewer a shorter wait.",
     )
     request_timeout: Seconds = Field(
         60.0, gt=0, description="Seconds from the parsed request to its answer (else 504)."

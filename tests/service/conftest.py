@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from models.answer import Flow, Row
 from models.bundle import Bundle
 from models.explainer import Explainer, Explanation
-from models.session import OnnxSession
+from models.session import OnnxSession, Outputs
 from service.app import create_app
 from service.backend import Backend
 from service.server import Server, configure, listen
@@ -33,17 +34,36 @@ class HeldExplainer(Explainer):
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
-        self.seen: list[str] = []
+        self.batches: list[list[str]] = []
+        self._texts: dict[Row, str] = {}
         self._calls_to_hold = 0
 
-    def explain(
+    @property
+    def seen(self) -> list[str]:
+        """The texts of all rows that were run, in order."""
+        return [text for batch in self.batches for text in batch]
+
+    def explanation_flow(
         self,
-        texts: Sequence[str],
-        target: str | Sequence[str | None] | None = None,
+        text: str,
+        target: str | None = None,
         *,
+        explain: bool = True,
         max_words: int | None = None,
-    ) -> list[Explanation]:
-        self.seen.extend(texts)
+    ) -> Flow[Explanation]:
+        flow = super().explanation_flow(text, target, explain=explain, max_words=max_words)
+        rows = next(flow)
+        while True:
+            self._texts |= dict.fromkeys(rows, text)
+            outputs = yield rows
+            try:
+                rows = flow.send(outputs)
+            except StopIteration as end:
+                return end.value
+
+    def run(self, rows: Sequence[Row]) -> list[Outputs]:
+        texts = [self._texts.get(row, "") for row in rows]
+        self.batches.append(texts)
         self._calls_to_hold -= 1
         if self._calls_to_hold == 0:
             self.gate.clear()
@@ -51,7 +71,7 @@ class HeldExplainer(Explainer):
         assert self.gate.wait(20)
         if any(POISON in text for text in texts):
             raise RuntimeError(f"cannot explain {texts}")
-        return super().explain(texts, target, max_words=max_words)
+        return super().run(rows)
 
     def hold(self, *, at_call: int = 1) -> None:
         """Closes the gate when it is entered for the n-th time from now on."""
@@ -74,24 +94,23 @@ class FourLabelExplainer(Explainer):
     def labels(self) -> tuple[str, ...]:
         return (*super().labels, "MIXED", "OFF")
 
-    def explain(
+    def explanation_flow(
         self,
-        texts: Sequence[str],
-        target: str | Sequence[str | None] | None = None,
+        text: str,
+        target: str | None = None,
         *,
+        explain: bool = True,
         max_words: int | None = None,
-    ) -> list[Explanation]:
-        targets = [target] * len(texts) if target is None or isinstance(target, str) else target
-        known = [wanted if wanted in self._two.labels else None for wanted in targets]
-        found = self._two.explain(texts, known, max_words=max_words)
-        return [
-            dataclasses.replace(
-                one,
-                scores={label: 0.9 * one.scores.get(label, 0.5 / 9) for label in self.labels},
-                target=wanted or one.target,
-            )
-            for one, wanted in zip(found, targets, strict=True)
-        ]
+    ) -> Flow[Explanation]:
+        known = target if target in self._two.labels else None
+        one = yield from self._two.explanation_flow(
+            text, known, explain=explain, max_words=max_words
+        )
+        return dataclasses.replace(
+            one,
+            scores={label: 0.9 * one.scores.get(label, 0.5 / 9) for label in self.labels},
+            target=target or one.target,
+        )
 
 
 @dataclasses.dataclass

@@ -81,9 +81,11 @@ def test_failing_item_fails_alone(serving, held):
 
 
 def test_items_after_the_deadline_fail_alone(serving, held):
-    # The first chunk of 32 texts is done in time, the second is held beyond the deadline.
-    client = serving(held, request_timeout=1.0).client
+    # The first run of at most eight texts is done in time, the second is held beyond the deadline.
+    client = serving(held, request_timeout=1.0, max_batch_tokens=64).client
     held.hold(at_call=2)
     answer = ask(client, [{"text": "great story"}] * 40)
-    assert answer["summary"] == {"ok": 32, "failed": 8}
+    summary = answer["summary"]
+    assert 1 <= summary["ok"] <= 8
+    assert summary["ok"] + summary["failed"] == 40
     assert answer["results"][-1]["error"]["status"] == 504

@@ -85,7 +85,7 @@ def test_full_line_is_503_with_retry_after(serving, held, wait_until):
         first = pool.submit(live.client.post, "/predict", json={"text": "one"})
         held.wait_until_entered()
         second = pool.submit(live.client.post, "/predict", json={"text": "two"})
-        wait_until(lambda: live.backend._runner.waiting == 1)
+        wait_until(lambda: live.backend._scheduler.waiting == 1)
         refused = live.client.post("/predict", json={"text": "three"})
         # Health does not queue.
         assert live.client.get("/health/live", timeout=2).status_code == 200
@@ -121,8 +121,8 @@ def test_client_that_leaves_the_line_is_not_computed(serving, held, wait_until):
         held.wait_until_entered()
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-            wait_until(lambda: live.backend._runner.waiting == 1)
-        wait_until(lambda: live.backend._runner.waiting == 0)
+            wait_until(lambda: live.backend._scheduler.waiting == 1)
+        wait_until(lambda: live.backend._scheduler.waiting == 0)
         held.gate.set()
         assert first.result().status_code == 200
     assert live.client.post("/predict", json={"text": "next"}).status_code == 200

@@ -1,0 +1,139 @@
+"""Rows that wait for a run of the graph, and which of them make the next one.
+
+Work-conserving: a batch is whatever waits when the runner is free, never waited for. Its bucket is
+that of the oldest row, so none starves; rows of the same bucket fill it up to a number of padded
+tokens. Rows of different buckets are never padded to one another: that would cost tokens, and in
+reduced precision change answers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from models.answer import Row
+
+FLOOR = 0.1  # of the computed tokens, for background rows while urgent ones wait
+
+
+class Owner(Protocol):
+    """Whom a row is computed for."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody still waits for the answer."""
+
+
+OwnerT = TypeVar("OwnerT", bound=Owner)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry(Generic[OwnerT]):
+    """A row in the queue.
+
+    Attributes:
+        row: what is to be run.
+        owner: whom for.
+        place: of the row among those that its owner asked for.
+        urgent: whether it goes before background rows.
+    """
+
+    row: Row
+    owner: OwnerT
+    place: int
+    urgent: bool
+
+
+class _Key(NamedTuple):
+    """What the rows of a batch have in common."""
+
+    urgent: bool
+    explain: bool
+    bucket: int
+
+
+class RowQueue(Generic[OwnerT]):
+    """Not safe for threads by itself: the scheduler locks.
+
+    Args:
+        max_tokens: padded tokens in a batch; a longer row forms a batch of its own.
+
+    Attributes:
+        tokens: padded tokens that wait, by urgency; unwanted ones count until they are met.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._groups: dict[_Key, deque[tuple[int, Entry[OwnerT]]]] = {}
+        self._count = 0  # of all that ever came: their ages
+        self._owed = 0.0  # tokens of background work
+        self._dropped: list[Entry[OwnerT]] = []
+        self.tokens = {True: 0, False: 0}
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._groups.values())
+
+    def add(self, entries: Iterable[Entry[OwnerT]]) -> None:
+        """Puts rows at the end."""
+        for entry in entries:
+            key = _Key(entry.urgent, entry.row.explain, entry.row.bucket)
+            self._groups.setdefault(key, deque()).append((self._count, entry))
+            self._count += 1
+            self.tokens[entry.urgent] += entry.row.bucket
+
+    def take(self) -> tuple[list[Entry[OwnerT]], list[Entry[OwnerT]]]:
+        """Removes the rows of the next batch.
+
+        Returns:
+            The batch, empty when nothing that is wanted waits, and rows met on the way that nobody
+            waits for any more.
+        """
+        urgent, background = self._oldest(urgent=True), self._oldest(urgent=False)
+        batch = self._choose(urgent, background)
+        dropped, self._dropped = self._dropped, []
+        return batch, dropped
+
+    def _choose(self, urgent: _Key | None, background: _Key | None) -> list[Entry[OwnerT]]:
+        if background is None:
+            self._owed = 0.0
+        if urgent is None or background is None:
+            key = urgent or background
+            return [] if key is None else self._fill(key, self._max_tokens)
+        if self._owed >= background.bucket:
+            batch = self._fill(background, min(self._max_tokens, int(self._owed)))
+            self._owed -= len(batch) * background.bucket
+        else:
+            batch = self._fill(urgent, self._max_tokens)
+            self._owed += len(batch) * urgent.bucket * FLOOR / (1 - FLOOR)
+        return batch
+
+    def _oldest(self, *, urgent: bool) -> _Key | None:
+        """Returns the group whose first wanted row is the oldest of its urgency."""
+        ages = {}
+        for key in [key for key in self._groups if key.urgent == urgent]:
+            group = self._groups[key]
+            while group and not group[0][1].owner.wanted:
+                self._dropped.append(self._pop(key))
+            if group:
+                ages[key] = group[0][0]
+            else:
+                del self._groups[key]
+        return min(ages, key=ages.__getitem__) if ages else None
+
+    def _fill(self, key: _Key, max_tokens: int) -> list[Entry[OwnerT]]:
+        batch: list[Entry[OwnerT]] = []
+        group = self._groups[key]
+        while group and (not batch or (len(batch) + 1) * key.bucket <= max_tokens):
+            entry = self._pop(key)
+            if entry.owner.wanted:
+                batch.append(entry)
+            else:
+                self._dropped.append(entry)
+        return batch
+
+    def _pop(self, key: _Key) -> Entry[OwnerT]:
+        _, entry = self._groups[key].popleft()
+        self.tokens[entry.urgent] -= entry.row.bucket
+        return entry
