@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from models.explainer import Explainer
-from service import errors, static
+from service import errors, logs, static
 from service.backend import Backend
 from service.middleware import AccessLog, BodyLimit, LastResort, SecurityHeaders
 from service.routes import build_router
@@ -85,7 +84,7 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(LastResort)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(AccessLog)
+    app.add_middleware(AccessLog, metrics=backend.metrics)
     return app
 
 
@@ -99,12 +98,13 @@ def main(settings: Settings | None = None) -> int:
         The exit status: 0 after an orderly shutdown, 2 for a bad setting or bundle (one line on
         standard error says which), 1 when the port or the runtime fails.
     """
-    _set_up_logging()
+    logs.set_up("text")
     try:
         settings = settings or read_settings()
     except SettingsError as error:
         _log.error("%s", error)
         return 2
+    logs.set_up(settings.log_format)
     try:
         sock = listen(settings.host, settings.port)
     except OSError as error:
@@ -125,13 +125,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await loading
         await backend.stop()
-
-
-def _set_up_logging() -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def _version() -> str:

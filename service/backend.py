@@ -5,12 +5,14 @@ import logging
 import time
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 
 from models.bundle import BundleError
 from models.explainer import Explainer
 from models.session import DeviceError
 from service import errors
 from service.batching import Scheduler
+from service.metrics import Metrics
 from service.settings import Settings
 from service.tickets import ClosedError, DeadlineError, Outcome, OverloadedError, Query, Wish
 
@@ -45,6 +47,7 @@ class Backend:
         self.phase = Phase.LOADING
         self.failure: str | None = None  # one line, when the phase is FAILED
         self.bad_input = False  # whether that was the bundle's or a setting's fault
+        self.metrics = Metrics()
         self._explainer = explainer
         self._scheduler: Scheduler | None = None
         self._closed_at: float | None = None  # of time.monotonic()
@@ -66,7 +69,10 @@ class Backend:
                 max_waiting=self.settings.max_waiting,
                 max_waiting_tokens=self.settings.max_waiting_tokens,
                 max_batch_tokens=self.settings.max_batch_tokens,
+                metrics=self.metrics,
             )
+            _watch(self.metrics, self._scheduler)
+            self.metrics.loaded(explainer.bundle)
             if self.phase is Phase.LOADING:
                 self.phase = Phase.READY
 
@@ -160,6 +166,17 @@ class Backend:
 
 def _draining() -> errors.Problem:
     return errors.unavailable("draining", "the server is shutting down", _DRAINING_SECONDS)
+
+
+def _watch(metrics: Metrics, scheduler: Scheduler) -> None:
+    gauges = {
+        "l2e_waiting_requests": ("Requests of which nothing is computed yet.", "waiting"),
+        "l2e_waiting_rows": ("Rows that wait for a run of the graph.", "waiting_rows"),
+        "l2e_waiting_tokens": ("Padded tokens that wait.", "waiting_tokens"),
+        "l2e_queue_age_seconds": ("How long the oldest row has waited.", "waiting_seconds"),
+    }
+    for name, (meaning, attribute) in gauges.items():
+        metrics.gauge(name, meaning, partial(getattr, scheduler, attribute))
 
 
 def _load(settings: Settings) -> Explainer:

@@ -9,17 +9,16 @@ late, and what nobody waits for any more is not computed.
 """
 
 import asyncio
-import itertools
 import logging
-import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import replace
 
 from models.answer import Flow, Row
-from models.explainer import Explanation
 from models.session import Outputs
+from service.lanes import Lane
+from service.metrics import Metrics
 from service.rows import Entry, RowQueue
 from service.tickets import (
     ClosedError,
@@ -29,6 +28,7 @@ from service.tickets import (
     Query,
     Reply,
     Task,
+    TextExplainer,
     Ticket,
     Wish,
 )
@@ -36,30 +36,6 @@ from service.tickets import (
 _SMOOTH = 0.1  # weight of the newest observation in moving averages
 
 _log = logging.getLogger("l2e.service")
-
-
-class TextExplainer(Protocol):
-    """What the service needs of `models.explainer.Explainer`."""
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """The labels, in the order of the classes."""
-
-    def explanation_flow(
-        self,
-        text: str,
-        target: str | None = None,
-        *,
-        explain: bool = True,
-        max_words: int | None = None,
-    ) -> Flow[Explanation]:
-        """The way of one text to its label and rationale."""
-
-    def verification_flow(self, explanation: Explanation) -> Flow[dict[str, float]]:
-        """The way to what the rationale is worth."""
-
-    def run(self, rows: Sequence[Row]) -> list[Outputs]:
-        """Runs the graph once, on rows of one bucket that are all explained or all not."""
 
 
 class Scheduler:
@@ -70,6 +46,7 @@ class Scheduler:
         max_waiting: requests of which nothing has been computed yet, at most.
         max_waiting_tokens: padded tokens that wait, beyond which nothing more is taken.
         max_batch_tokens: padded tokens in one run of the graph.
+        metrics: where all of it is counted; None counts for nobody.
     """
 
     def __init__(
@@ -79,8 +56,10 @@ class Scheduler:
         max_waiting: int,
         max_waiting_tokens: int,
         max_batch_tokens: int,
+        metrics: Metrics | None = None,
     ) -> None:
         self._explainer = explainer
+        self._metrics = metrics or Metrics()
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
         self._rows: RowQueue[Task] = RowQueue(max_batch_tokens)
@@ -91,7 +70,7 @@ class Scheduler:
         self._closed = self._stopped = False
         self._token_seconds = 1e-4  # of a padded token in the graph, lately
         self._char_tokens = 0.25  # padded tokens for each character, lately
-        self._lanes = (_Lane(), _Lane())
+        self._lanes = (Lane(), Lane())
         self._threads = [
             threading.Thread(target=work, args=given, name=name, daemon=True)
             for name, work, given in (
@@ -160,6 +139,25 @@ class Scheduler:
         """Requests of which nothing has been computed yet."""
         return len(self._waiting)
 
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait for a run of the graph."""
+        with self._changed:
+            return len(self._rows)
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long the oldest row has waited; 0 where there is none."""
+        with self._changed:
+            oldest = self._rows.oldest
+            return 0.0 if oldest is None else time.monotonic() - oldest.owner.since
+
+    @property
+    def waiting_tokens(self) -> float:
+        """Padded tokens that wait, those of texts not tokenised yet by estimate."""
+        with self._changed:
+            return self._tokens()
+
     def predicted_wait(self, *, urgent: bool) -> float:
         """Seconds until what waits now would be computed, as far as it goes before a new text.
 
@@ -178,6 +176,7 @@ class Scheduler:
             wait = self.predicted_wait(urgent=ticket.urgent)
             full = len(self._waiting) >= self._max_waiting
             if full or wait > timeout or self._tokens() > self._max_waiting_tokens:
+                self._metrics.dropped("overload", len(queries))
                 raise OverloadedError(min(60.0, max(1.0, wait)))
             self._waiting.add(ticket)
             self._open += len(queries)
@@ -205,7 +204,7 @@ class Scheduler:
 
     # The text threads.
 
-    def _carry_on(self, lane: "_Lane") -> None:
+    def _carry_on(self, lane: Lane) -> None:
         while (task := lane.get()) is not None:
             try:
                 self._advance(task)
@@ -216,6 +215,7 @@ class Scheduler:
     def _advance(self, task: Task) -> None:
         """Takes a flow to its next rows, or to its end."""
         fresh = not task.outputs
+        task.enter("queue", time.monotonic())
         outcome: Outcome | None = None
         rows: list[Row] = []
         if not task.ticket.wanted:
@@ -229,11 +229,13 @@ class Scheduler:
                 outcome = end.value
             except Exception as error:  # noqa: BLE001 - it becomes this text's outcome
                 outcome = error
+        task.enter("tokenize" if fresh else "decode", time.monotonic())
         with self._changed:
             if fresh:
                 self._tokenised(task, rows)
             if outcome is None:
                 task.outputs, task.missing = [None] * len(rows), len(rows)
+                task.running = False
                 urgent = task.ticket.urgent
                 self._rows.add(Entry(row, task, place, urgent) for place, row in enumerate(rows))
                 self._changed.notify_all()
@@ -248,6 +250,8 @@ class Scheduler:
 
     def _finish(self, task: Task, outcome: Outcome) -> None:
         ticket = task.ticket
+        if isinstance(outcome, Reply):
+            outcome = replace(outcome, stages=task.stages)
         with self._changed:
             if task.finished:
                 return
@@ -262,6 +266,11 @@ class Scheduler:
                 self._changed.notify_all()
         if last:
             ticket.done.set_result(None)
+        if isinstance(outcome, Reply):
+            self._metrics.explained(outcome.explanation, task.stages)
+        elif isinstance(outcome, DeadlineError):
+            late = time.monotonic() >= ticket.deadline
+            self._metrics.dropped("deadline" if late else "client_gone")
 
     # The runner.
 
@@ -291,12 +300,17 @@ class Scheduler:
     def _run(self, batch: list[Entry[Task]]) -> None:
         rows = [entry.row for entry in batch]
         start = time.monotonic()
+        for task in {entry.owner: None for entry in batch if not entry.owner.running}:
+            task.running = True
+            task.enter("queue", start)
         try:
             found: list[Outputs | Exception] = list(self._explainer.run(rows))
         except Exception as error:  # noqa: BLE001 - one of them is bad: find out which
             found = [error] if len(rows) == 1 else [self._run_one(row) for row in rows]
         else:
-            seconds = (time.monotonic() - start) / sum(row.bucket for row in rows)
+            padded = sum(row.bucket for row in rows)
+            self._metrics.ran(len(rows), padded, sum(len(row.input_ids) for row in rows))
+            seconds = (time.monotonic() - start) / padded
             self._token_seconds += _SMOOTH * (seconds - self._token_seconds)
         ready = []
         with self._changed:
@@ -309,7 +323,9 @@ class Scheduler:
                 task.missing -= 1
                 if not task.missing and not task.finished:
                     ready.append(task)
+        now = time.monotonic()
         for task in ready:
+            task.enter("run", now)
             self._lanes[task.long].put(task, 0 if task.ticket.urgent else 1)
 
     def _run_one(self, row: Row) -> Outputs | Exception:
@@ -317,22 +333,3 @@ class Scheduler:
             return self._explainer.run([row])[0]
         except Exception as error:  # noqa: BLE001 - it becomes this text's outcome
             return error
-
-
-class _Lane:
-    """What a text thread has to do: urgent tasks first, then those that were begun."""
-
-    def __init__(self) -> None:
-        self._queue: queue.PriorityQueue[tuple[int, int, Task | None]] = queue.PriorityQueue()
-        self._numbers = itertools.count()
-
-    def put(self, task: Task | None, rank: int) -> None:
-        self._queue.put((rank, next(self._numbers), task))
-
-    def get(self) -> Task | None:
-        """Waits for a task; None is the end."""
-        return self._queue.get()[2]
-
-    def close(self) -> None:
-        """Ends the thread once all else is done."""
-        self.put(None, 3)

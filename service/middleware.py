@@ -5,13 +5,18 @@ client left.
 """
 
 import logging
+import re
 import time
+import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
+from service.metrics import Metrics
 
+STAGES = "l2e.stages"  # key of the scope
+_REQUEST_ID = re.compile("[0-9a-f]{32}")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 # The page needs its own scripts, styles and icon and asks this server; nothing else is allowed.
@@ -30,13 +35,16 @@ _log = logging.getLogger("l2e.service")
 
 
 class AccessLog:
-    """One line a request: method, route, status, bytes and milliseconds.
+    """One line and one count a request, and headers that say what it was and how long it took.
 
-    The route is the pattern that matched, never the path or query, which may hold a text.
+    The route is the pattern that matched, never the path or query, which may hold a text. The
+    request id is the gateway's where it looks like one (32 hexadecimal digits), else a new one.
+    Routes put the seconds of a request's stages under `STAGES` into the scope.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on and logs how it went."""
@@ -45,10 +53,19 @@ class AccessLog:
             return
         start = time.perf_counter()
         status = sent = 0
+        given = Headers(scope=scope).get("x-request-id", "")
+        identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
         async def count(message: Message) -> None:
             nonlocal status, sent
-            status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = identity
+                stages = scope.get(STAGES, {}) | {"total": time.perf_counter() - start}
+                headers["Server-Timing"] = ", ".join(
+                    f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in stages.items()
+                )
             sent += len(message.get("body", b""))
             await send(message)
 
@@ -57,8 +74,22 @@ class AccessLog:
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             route = getattr(scope.get("route"), "path", "-")
-            milliseconds = 1000 * (time.perf_counter() - start)
-            _access.info("%s %s %d %dB %.1fms", method, route, status, sent, milliseconds)
+            seconds = time.perf_counter() - start
+            self.metrics.answered(route, method, status, seconds)
+            fields = {
+                "request": identity,
+                "method": method,
+                "route": route,
+                "status": status,
+                "bytes": sent,
+                "ms": round(1000 * seconds, 1),
+                **{
+                    f"{stage}_ms": round(1000 * spent, 2)
+                    for stage, spent in scope.get(STAGES, {}).items()
+                },
+            }
+            shown = (method, route, status, sent, 1000 * seconds)
+            _access.info("%s %s %d %dB %.1fms", *shown, extra={"fields": fields})
 
 
 class SecurityHeaders:

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.bundle import Bundle
-from service import errors, render
+from service import errors, metrics, render
 from service.backend import Backend
 from service.errors import ProblemBody
+from service.middleware import STAGES
 from service.requests import read, target_fault, while_connected
 from service.schemas import (
     BadItem,
@@ -72,6 +73,7 @@ def _add_predictions(router: APIRouter, backend: Backend, models: RequestModels)
         outcome = (await while_connected(request, asked))[0]
         if isinstance(outcome, Exception):
             raise backend.problem(outcome)
+        request.scope[STAGES] = outcome.stages
         return await run_in_threadpool(_one, outcome, wanted, explainer.bundle)
 
     @router.post(
@@ -108,6 +110,17 @@ def _add_state(router: APIRouter, backend: Backend) -> None:
     async def models() -> Response:
         """The loaded bundle's card: labels, limits of its use, how it was made, how good it is."""
         return _json({"models": [render.card(backend.explainer)]})
+
+    @router.get(
+        "/metrics",
+        summary="Numbers for Prometheus",
+        tags=["state"],
+        response_class=Response,
+        responses={200: {"content": {metrics.MEDIA_TYPE: {}}}},
+    )
+    async def numbers() -> Response:
+        """Requests, stages, batches, what waits and what was dropped; never a text."""
+        return Response(backend.metrics.render(), media_type=metrics.MEDIA_TYPE)
 
     @router.get(
         "/health/live",

@@ -75,6 +75,12 @@ class RowQueue(Generic[OwnerT]):
     def __len__(self) -> int:
         return sum(len(group) for group in self._groups.values())
 
+    @property
+    def oldest(self) -> Entry[OwnerT] | None:
+        """The row that came first of all that wait."""
+        heads = [group[0] for group in self._groups.values() if group]
+        return min(heads, key=lambda head: head[0])[1] if heads else None
+
     def add(self, entries: Iterable[Entry[OwnerT]]) -> None:
         """Puts rows at the end."""
         for entry in entries:

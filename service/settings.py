@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     request_timeout: Seconds = Field(
         60.0, gt=0, description="Seconds from the parsed request to its answer (else 504)."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="One line a request for people, or one JSON object."
+    )
     drain_delay: Seconds = Field(
         1.0,
         description="Seconds after SIGTERM in which the server is not ready but still answers, so "

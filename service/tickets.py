@@ -1,15 +1,40 @@
 """What is asked, what is answered, and the records of what is under way."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from models.answer import Flow
+from models.answer import Flow, Row
 from models.explainer import Explanation
 from models.session import Outputs
 
 LONG_CHARS = 20_000  # texts from here on are tokenised apart
+
+
+class TextExplainer(Protocol):
+    """What the service needs of `models.explainer.Explainer`."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The labels, in the order of the classes."""
+
+    def explanation_flow(
+        self,
+        text: str,
+        target: str | None = None,
+        *,
+        explain: bool = True,
+        max_words: int | None = None,
+    ) -> Flow[Explanation]:
+        """The way of one text to its label and rationale."""
+
+    def verification_flow(self, explanation: Explanation) -> Flow[dict[str, float]]:
+        """The way to what the rationale is worth."""
+
+    def run(self, rows: Sequence[Row]) -> list[Outputs]:
+        """Runs the graph once, on rows of one bucket that are all explained or all not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +56,14 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the explainer said of one text; the verification only where it was wished."""
+    """What the explainer said of one text; the verification only where it was wished.
+
+    `stages` says how many seconds went into which stage, see `service.metrics.STAGES`.
+    """
 
     explanation: Explanation
     verification: Mapping[str, float] | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 class OverloadedError(Exception):
@@ -69,7 +98,6 @@ class Ticket:
     outcomes: list[Outcome | None]  # None: none yet
     left: int  # texts without an outcome
     done: Future[None] = field(default_factory=Future)
-    started: bool = False  # the runner took a row of it
     abandoned: bool = False  # the client left, or was told 504
 
     @property
@@ -89,7 +117,15 @@ class Task:
     outputs: list[Outputs | None] = field(default_factory=list)  # of the rows it waits for
     missing: int = 0
     error: Exception | None = None  # of a run
+    running: bool = False  # one of these rows was taken
     finished: bool = False
+    stages: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)  # start of the stage that it is in
+
+    def enter(self, stage: str, now: float) -> None:
+        """Notes that the time since the last call went into `stage`."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self.since
+        self.since = now
 
     @property
     def wanted(self) -> bool:

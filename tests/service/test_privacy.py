@@ -40,6 +40,7 @@ def test_canary_is_in_no_log_and_no_error(serving, held, everything_logged):
         assert CANARY not in client.get(path).text.replace(path, "")
     client.request(CANARY.upper(), "/predict")
     client.get("/", headers={"user-agent": CANARY, "referer": CANARY, "x-request-id": CANARY})
+    assert CANARY not in client.get("/metrics").text
     host, port = live.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(f"{CANARY} {CANARY}\r\n\r\n".encode())

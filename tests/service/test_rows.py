@@ -22,7 +22,7 @@ def entry(tokens=5, *, urgent=True, explain=True, owner=None):
 
 
 def queue_of(entries, max_tokens=64):
-    queue = RowQueue(max_tokens)
+    queue: RowQueue[Asker] = RowQueue(max_tokens)
     queue.add(entries)
     return queue
 

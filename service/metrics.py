@@ -1,0 +1,135 @@
+"""Numbers about the service for Prometheus: base units, few labels, no text.
+
+A registry of its own for each application, so that several servers in one process do not count
+into one another.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from models.bundle import Bundle
+from models.explainer import Explanation
+
+MEDIA_TYPE = CONTENT_TYPE_LATEST
+STAGES = ("queue", "tokenize", "run", "decode")
+REASONS = ("client_gone", "deadline", "overload")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_SHARES = tuple(tenth / 10 for tenth in range(11))
+
+
+class Metrics:
+    """What is counted; every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self._requests = Counter(
+            "l2e_requests", "Requests.", ["route", "method", "code"], registry=registry
+        )
+        self._duration = Histogram(
+            "l2e_request_duration_seconds",
+            "From a request's first byte to its answer's last.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stage = Histogram(
+            "l2e_stage_duration_seconds",
+            "Of each text: waiting, tokenisation, the graph, words and rationale.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._rows = Histogram(
+            "l2e_batch_rows", "Rows in a run of the graph.", buckets=_SIZES, registry=registry
+        )
+        self._tokens = Histogram(
+            "l2e_batch_tokens",
+            "Padded tokens in a run of the graph.",
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self._padding = Counter(
+            "l2e_padding_tokens", "Computed tokens that were padding.", registry=registry
+        )
+        self._dropped = Counter(
+            "l2e_dropped",
+            "Texts that were not computed because nobody waited any more or too much waited.",
+            ["reason"],
+            registry=registry,
+        )
+        self._predictions = Counter(
+            "l2e_predictions", "Texts labelled.", ["label"], registry=registry
+        )
+        self._fraction = Histogram(
+            "l2e_rationale_fraction",
+            "Share of a text's words that its rationale takes.",
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self._bundle = Gauge(
+            "l2e_bundle_info", "The loaded bundle.", ["name", "digest"], registry=registry
+        )
+        # Series that are there from the start, so that a rate is 0 and not missing.
+        for reason in REASONS:
+            self._dropped.labels(reason)
+        for stage in STAGES:
+            self._stage.labels(stage)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+    def gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Adds a number that is looked up when it is asked for."""
+        Gauge(name, meaning, registry=self.registry).set_function(value)
+
+    def loaded(self, bundle: Bundle) -> None:
+        """Notes what is served."""
+        self._bundle.labels(bundle.manifest.name, bundle.digest).set(1)
+        for label in bundle.manifest.labels:
+            self._predictions.labels(label)
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Counts a request."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._duration.labels(route).observe(seconds)
+
+    def explained(self, explanation: Explanation, stages: Mapping[str, float]) -> None:
+        """Counts a text that has its label, and how long its stages took, in seconds."""
+        self._predictions.labels(explanation.label).inc()
+        for stage, seconds in stages.items():
+            self._stage.labels(stage).observe(seconds)
+        if explanation.words:
+            starts = [word.start for word in explanation.words]
+            inside = sum(
+                bisect_left(starts, span.end) - bisect_left(starts, span.start)
+                for span in explanation.rationale
+            )
+            self._fraction.observe(inside / len(starts))
+
+    def ran(self, rows: int, padded: int, tokens: int) -> None:
+        """Counts a run of the graph with so many padded tokens, of which `tokens` were real."""
+        self._rows.observe(rows)
+        self._tokens.observe(padded)
+        self._padding.inc(padded - tokens)
+
+    def dropped(self, reason: str, texts: int = 1) -> None:
+        """Counts texts that are not computed, for one of `REASONS`."""
+        self._dropped.labels(reason).inc(texts)
