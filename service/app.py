@@ -81,7 +81,8 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
     app.include_router(static.build_router(app.openapi()))
     errors.install(app)
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    limit = settings.max_body_bytes
+    app.add_middleware(BodyLimit, max_bytes=limit, unbounded={"/predict/stream"})
     app.add_middleware(LastResort)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(AccessLog, metrics=backend.metrics)

@@ -17,7 +17,6 @@ from service.settings import Settings
 from service.tickets import ClosedError, DeadlineError, Outcome, OverloadedError, Query, Wish
 
 _LOADING_SECONDS = 2.0  # a guess for Retry-After; the shipped bundle takes about as long
-_DRAINING_SECONDS = 5.0
 # One text for each size class of the model, so that the first real requests find memory and kernels
 # ready.
 _WARM_UP = tuple("A warm-up sentence, said again. " * times for times in (1, 5, 20, 80))
@@ -120,7 +119,7 @@ class Backend:
             Problem: 503 with Retry-After otherwise.
         """
         if self.phase is Phase.DRAINING:
-            raise _draining()
+            raise errors.draining()
         if self.phase is not Phase.READY:
             raise self._not_loaded()
 
@@ -141,7 +140,7 @@ class Backend:
             detail = "too much waits already: try again later"
             raise errors.unavailable("overloaded", detail, error.retry_after) from None
         except ClosedError:
-            raise _draining() from None
+            raise errors.draining() from None
         except DeadlineError:
             raise errors.deadline_passed(seconds) from None
 
@@ -160,12 +159,8 @@ class Backend:
             detail = "the bundle could not be loaded: see the server's log"
             return errors.unavailable("failed", detail, 60)
         if self.phase is Phase.DRAINING:
-            return _draining()
+            return errors.draining()
         return errors.unavailable("loading", "the bundle is being loaded", _LOADING_SECONDS)
-
-
-def _draining() -> errors.Problem:
-    return errors.unavailable("draining", "the server is shutting down", _DRAINING_SECONDS)
 
 
 def _watch(metrics: Metrics, scheduler: Scheduler) -> None:

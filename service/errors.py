@@ -23,6 +23,7 @@ _BY_STATUS = {
     405: ("method-not-allowed", "The method is not allowed here", "see /docs for the methods"),
 }
 
+_DRAINING_SECONDS = 5.0
 _log = logging.getLogger("l2e.service")
 
 
@@ -133,6 +134,11 @@ def deadline_passed(seconds: float) -> Problem:
     """504: no answer within the time of a request."""
     detail = f"no answer within {seconds:g} s: send shorter texts, or try again later"
     return Problem(504, "deadline-passed", "The deadline has passed", detail)
+
+
+def draining() -> Problem:
+    """503: the server is shutting down; another may answer."""
+    return unavailable("draining", "the server is shutting down", _DRAINING_SECONDS)
 
 
 def internal(error: BaseException) -> Problem:

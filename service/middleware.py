@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Container
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -138,15 +139,19 @@ class LastResort:
 
 
 class BodyLimit:
-    """Refuses a body over `max_bytes`, announced or not, before it is kept."""
+    """Refuses a body over `max_bytes`, announced or not, before it is kept.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Bodies for `unbounded` paths are never kept, and may be of any length.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, unbounded: Container[str] = ()) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.unbounded = unbounded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on while its body is within the limit."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self.unbounded:
             await self.app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")

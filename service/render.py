@@ -6,8 +6,10 @@ from typing import Any
 from models.bundle import Bundle
 from models.explainer import Explainer
 from models.rationale import Span, to_html
+from service.backend import Backend
+from service.errors import Problem
 from service.schemas import Options, SpanBody
-from service.tickets import Reply
+from service.tickets import Outcome, Reply
 
 _SPAN_FIELDS = tuple(SpanBody.model_fields)
 
@@ -32,6 +34,26 @@ def prediction(reply: Reply, options: Options, bundle: Bundle) -> dict[str, Any]
     body["model"] = {"name": bundle.manifest.name, "digest": bundle.digest}
     body["offset_unit"] = "codepoint"
     return body
+
+
+def item(
+    index: int, name: str | None, outcome: Outcome, options: Options, backend: Backend
+) -> dict[str, Any]:
+    """The body of one of several texts: its result, or its error.
+
+    Args:
+        index: of the item.
+        name: the client's own id for it.
+        outcome: what became of it; a `Problem` is told as it is.
+        options: of the request.
+        backend: that answered.
+    """
+    body: dict[str, Any] = {"index": index} | ({} if name is None else {"id": name})
+    if isinstance(outcome, Reply):
+        result = prediction(outcome, options, backend.explainer.bundle)
+        return body | {"status": "ok", "result": result}
+    problem = outcome if isinstance(outcome, Problem) else backend.problem(outcome)
+    return body | {"status": "error", "error": problem.body()}
 
 
 def card(explainer: Explainer) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from service import errors
+from service.schemas import QueryOptions
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 ResultT = TypeVar("ResultT")
@@ -22,11 +23,11 @@ async def read(request: Request, model: type[ModelT]) -> ModelT:
     Raises:
         Problem: 400, 413, 415 or 422.
     """
-    _check_type(request)
+    check_type(request, "application/json")
     body = bytearray()  # one buffer: a list of one-byte chunks would cost two hundred times more
     async for chunk in request.stream():
         body += chunk
-    value = _parse(body)
+    value = parse(body)
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -66,20 +67,43 @@ async def _until_gone(request: Request) -> None:
         pass
 
 
-def _check_type(request: Request) -> None:
+def check_type(request: Request, media_type: str) -> None:
+    """Returns when the body is declared as plain UTF-8 of `media_type`.
+
+    Raises:
+        Problem: 415.
+    """
     header = Message()
     header["content-type"] = request.headers.get("content-type", "")
     charset = header.get_content_charset("utf-8")
     encoding = request.headers.get("content-encoding", "identity")
-    if "content-type" not in request.headers or header.get_content_type() != "application/json":
-        raise errors.unsupported_media_type("send Content-Type: application/json")
+    if "content-type" not in request.headers or header.get_content_type() != media_type:
+        raise errors.unsupported_media_type(f"send Content-Type: {media_type}")
     if charset not in {"utf-8", "utf8"}:
         raise errors.unsupported_media_type("send JSON in UTF-8")
     if encoding != "identity":
         raise errors.unsupported_media_type("send the body without Content-Encoding")
 
 
-def _parse(body: bytearray) -> object:
+def read_options(request: Request) -> QueryOptions:
+    """The options in the query of a request.
+
+    Raises:
+        Problem: 422.
+    """
+    try:
+        return QueryOptions.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        faults = errors.describe(error.errors(include_url=False), QueryOptions.model_fields)
+        raise errors.invalid(faults) from None
+
+
+def parse(body: bytearray) -> object:
+    """The value of a JSON text.
+
+    Raises:
+        Problem: 400.
+    """
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_refuse)
     except json.JSONDecodeError as error:

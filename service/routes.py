@@ -11,7 +11,7 @@ from service import errors, metrics, render
 from service.backend import Backend
 from service.errors import ProblemBody
 from service.middleware import STAGES
-from service.requests import read, target_fault, while_connected
+from service.requests import check_type, read, read_options, target_fault, while_connected
 from service.schemas import (
     BadItem,
     BatchItem,
@@ -21,9 +21,12 @@ from service.schemas import (
     Models,
     Options,
     Prediction,
+    QueryOptions,
     RequestModels,
+    wish,
 )
-from service.tickets import Outcome, Query, Reply, Wish
+from service.stream import MEDIA_TYPE, StreamResponse
+from service.tickets import Outcome, Query, Reply
 
 _EXAMPLE = "A slow start, but the last hour is really great."
 _MEANINGS = {
@@ -46,6 +49,7 @@ def build_router(backend: Backend, models: RequestModels) -> APIRouter:
     """
     router = APIRouter()
     _add_predictions(router, backend, models)
+    _add_stream(router, backend, models)
     _add_state(router, backend)
     return router
 
@@ -69,7 +73,7 @@ def _add_predictions(router: APIRouter, backend: Backend, models: RequestModels)
         wanted = await read(request, models.predict)
         if fault := target_fault(wanted.target, explainer.labels):
             raise errors.invalid([fault])
-        asked = backend.ask([Query(wanted.text, wanted.target)], _wish(wanted))
+        asked = backend.ask([Query(wanted.text, wanted.target)], wish(wanted))
         outcome = (await while_connected(request, asked))[0]
         if isinstance(outcome, Exception):
             raise backend.problem(outcome)
@@ -94,9 +98,31 @@ def _add_predictions(router: APIRouter, backend: Backend, models: RequestModels)
         outcomes: list[Outcome] = []
         if good:
             queries = [Query(item.text, item.target) for item in good]
-            asked = backend.ask(queries, _wish(wanted), urgent=False)
+            asked = backend.ask(queries, wish(wanted), urgent=False)
             outcomes = await while_connected(request, asked)
         return await run_in_threadpool(_many, items, outcomes, wanted, backend)
+
+
+def _add_stream(router: APIRouter, backend: Backend, models: RequestModels) -> None:
+    @router.post(
+        "/predict/stream",
+        summary="Label any number of texts, line by line",
+        tags=["predict"],
+        response_class=Response,
+        responses={
+            200: {"description": "One line an item, then a summary.", "content": {MEDIA_TYPE: {}}},
+            **_problems(415, 422, 503),
+        },
+        openapi_extra=_stream_body(),
+    )
+    async def predict_stream(request: Request) -> Response:
+        """Answers each line with a line, in order, while more are sent; the last is a summary.
+
+        A bad line fails alone. Read while you send: when you do not, the server stops reading, too.
+        """
+        backend.check_ready()
+        check_type(request, MEDIA_TYPE)
+        return StreamResponse(backend, models.item, read_options(request))
 
 
 def _add_state(router: APIRouter, backend: Backend) -> None:
@@ -148,10 +174,6 @@ def _add_state(router: APIRouter, backend: Backend) -> None:
         return _json({"status": "ready"})
 
 
-def _wish(options: Options) -> Wish:
-    return Wish(options.explain, options.verify, options.max_words)
-
-
 def _with_good_target(item: BatchItem | BadItem, labels: Sequence[str]) -> BatchItem | BadItem:
     if isinstance(item, BatchItem) and (fault := target_fault(item.target, labels)):
         return BadItem(item.id, [fault])
@@ -172,14 +194,8 @@ def _many(
     results: list[dict[str, Any]] = []
     answered = iter(outcomes)
     for index, item in enumerate(items):
-        result: dict[str, Any] = {"index": index} | ({} if item.id is None else {"id": item.id})
         outcome = next(answered) if isinstance(item, BatchItem) else errors.invalid(item.faults)
-        if isinstance(outcome, Reply):
-            body = render.prediction(outcome, options, backend.explainer.bundle)
-            results.append(result | {"status": "ok", "result": body})
-        else:
-            problem = outcome if isinstance(outcome, errors.Problem) else backend.problem(outcome)
-            results.append(result | {"status": "error", "error": problem.body()})
+        results.append(render.item(index, item.id, outcome, options, backend))
     ok = sum(result["status"] == "ok" for result in results)
     return _json({"results": results, "summary": {"ok": ok, "failed": len(results) - ok}})
 
@@ -192,6 +208,22 @@ def _body(name: str, example: object) -> dict[str, Any]:
     """The OpenAPI of a request body that the endpoint reads by itself."""
     content = {"schema": {"$ref": f"#/components/schemas/{name}"}, "example": example}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _stream_body() -> dict[str, Any]:
+    """The OpenAPI of lines of items, and of the options in the query."""
+    fields = QueryOptions.model_json_schema()["properties"]
+    lines = f'{{"id": "a", "text": "{_EXAMPLE}"}}\n'
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": lines}},
+        },
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in fields.items()
+        ],
+    }
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -5,6 +5,7 @@ Requests are strict (no conversions, no unknown fields). The limits are settings
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -21,6 +22,7 @@ from pydantic import (
 from models.text import check_text
 from service.errors import Fault, ProblemBody, describe
 from service.settings import Settings
+from service.tickets import Wish
 
 _MAX_LABEL_CHARS = 256
 _MAX_ID_CHARS = 256
@@ -83,6 +85,12 @@ class Options(_Strict):
         return self
 
 
+class QueryOptions(Options):
+    """Options in a query, where every value is a string."""
+
+    model_config = ConfigDict(strict=False)
+
+
 class PredictRequest(Options):
     """One text."""
 
@@ -119,6 +127,7 @@ class RequestModels(NamedTuple):
 
     predict: type[PredictRequest]
     batch: type[BatchRequest]
+    item: type[BatchItem]
 
 
 def request_models(settings: Settings) -> RequestModels:
@@ -126,13 +135,7 @@ def request_models(settings: Settings) -> RequestModels:
     text = (_text(settings.max_text_chars), ...)
     item = create_model("BatchItem", __base__=BatchItem, __doc__=BatchItem.__doc__, text=text)
 
-    def check(value: object) -> BatchItem | BadItem:
-        try:
-            return item.model_validate(value)
-        except ValidationError as error:
-            faults = describe(error.errors(include_url=False), item.model_fields)
-            return BadItem(_id_of(value), faults)
-
+    check = partial(read_item, item)
     checked = Annotated[Any, PlainValidator(check, json_schema_input_type=item)]
     items = Annotated[
         list[checked],
@@ -145,7 +148,27 @@ def request_models(settings: Settings) -> RequestModels:
         create_model(
             "BatchRequest", __base__=BatchRequest, __doc__=BatchRequest.__doc__, items=(items, ...)
         ),
+        item,
     )
+
+
+def read_item(model: type[BatchItem], value: object) -> BatchItem | BadItem:
+    """The item that a JSON value is, or what is wrong with it.
+
+    Args:
+        model: of an item, with the limits of this server.
+        value: as parsed.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults = describe(error.errors(include_url=False), model.model_fields)
+        return BadItem(_id_of(value), faults)
+
+
+def wish(options: Options) -> Wish:
+    """What the scheduler has to know of the options."""
+    return Wish(options.explain, options.verify, options.max_words)
 
 
 def _id_of(value: object) -> str | None:

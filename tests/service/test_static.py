@@ -66,7 +66,15 @@ def test_health(client):
 def test_description_is_whole(client):
     api = client.get("/openapi.json").json()
     assert set(api["paths"]) == {
-        *("/predict", "/predict/batch", "/models", "/health/live", "/health/ready", "/metrics")
+        *(
+            "/predict",
+            "/predict/batch",
+            "/models",
+            "/health/live",
+            "/health/ready",
+            "/metrics",
+            "/predict/stream",
+        )
     }
     schemas = api["components"]["schemas"]
     names = set(re.findall(r"#/components/schemas/(\w+)", str(api)))

@@ -1,0 +1,193 @@
+"""`POST /predict/stream`: lines of JSON in, lines of JSON out, for as long as they last.
+
+A window of items is under way at a time. When it is full, because the model or the reader of the
+answers is slow, nothing more is read from the socket, and TCP holds the sender back; so memory does
+not grow with the number of lines. A client therefore has to read while it sends, as `curl -T` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service import errors, render
+from service.backend import Backend, Phase
+from service.errors import Problem
+from service.requests import parse, target_fault
+from service.schemas import BadItem, BatchItem, Options, read_item, wish
+from service.tickets import Outcome, Query
+
+MEDIA_TYPE = "application/x-ndjson"
+_WINDOW_ITEMS = 128
+_WINDOW_CHARS = 2_000_000  # one item may have more
+_PATIENCE = 0.25  # seconds until an item is offered again where too much waits
+
+Entry = tuple[str | None, Problem | Awaitable[Outcome]]
+
+
+class StreamResponse(Response):
+    """The answer to one stream; it reads the request itself while it is sent.
+
+    Args:
+        backend: what answers.
+        item_model: of a line, with this server's limits.
+        options: of all lines.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, backend: Backend, item_model: type[BatchItem], options: Options) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self.headers["X-Accel-Buffering"] = "no"  # a gateway passes lines on as they come
+        self._backend = backend
+        self._item_model = item_model
+        self._options = options
+        self._window = _Window()
+        # None is the end of the input.
+        self._entries: asyncio.Queue[Entry | None] = asyncio.Queue()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads and answers until the input ends, the client leaves or the server shuts down."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        try:
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._read(receive, group))
+                await self._write(send)
+                reading.cancel()  # it would wait for the client to leave
+        except* ClientDisconnect:
+            pass
+
+    async def _read(self, receive: Receive, group: asyncio.TaskGroup) -> None:
+        limit = self._backend.settings.max_body_bytes
+        async for line in lines(receive, limit):
+            if self._backend.phase is Phase.DRAINING:
+                self._entries.put_nowait(None)
+                return
+            await self._window.enter(0 if line is None else len(line))
+            self._entries.put_nowait(self._entry(line, group))
+        self._entries.put_nowait(None)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        raise ClientDisconnect
+
+    def _entry(self, line: bytearray | None, group: asyncio.TaskGroup) -> Entry:
+        if line is None:
+            return None, errors.too_large(self._backend.settings.max_body_bytes)
+        try:
+            item = read_item(self._item_model, parse(line))
+        except Problem as problem:
+            return None, problem
+        if isinstance(item, BadItem):
+            return item.id, errors.invalid(item.faults)
+        if fault := target_fault(item.target, self._backend.explainer.labels):
+            return item.id, errors.invalid([fault])
+        return item.id, group.create_task(self._ask(Query(item.text, item.target)))
+
+    async def _ask(self, query: Query) -> Outcome:
+        while True:
+            try:
+                (outcome,) = await self._backend.ask([query], wish(self._options), urgent=False)
+            except Problem as problem:
+                if problem.kind != "overloaded":
+                    return problem
+                await asyncio.sleep(_PATIENCE)  # the stream as a whole has time
+            else:
+                return outcome
+
+    async def _write(self, send: Send) -> None:
+        ok = failed = 0
+        while (entry := await self._entries.get()) is not None:
+            name, found = entry
+            outcome = found if isinstance(found, Problem) else await found
+            body = await run_in_threadpool(
+                render.item, ok + failed, name, outcome, self._options, self._backend
+            )
+            ok, failed = ok + (body["status"] == "ok"), failed + (body["status"] == "error")
+            await self._send(send, body)
+            await self._window.leave()
+        summary: dict[str, Any] = {"summary": {"ok": ok, "failed": failed}}
+        if self._backend.phase is Phase.DRAINING:
+            # What was not read has no answer: the client must not take this for the whole.
+            summary["stopped"] = errors.draining().body()
+        await self._send(send, summary)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, body: object) -> None:
+        message = {"type": "http.response.body", "body": render.to_json(body) + b"\n"}
+        try:
+            async with asyncio.timeout(self._backend.settings.request_timeout):
+                await send({**message, "more_body": True})
+        except TimeoutError:  # nobody reads: what is held for them is given up
+            raise ClientDisconnect from None
+
+
+class _Window:
+    """How much is under way."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._sizes: list[int] = []  # oldest first
+
+    async def enter(self, size: int) -> None:
+        """Waits for room."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: (
+                    not self._sizes
+                    or (
+                        len(self._sizes) < _WINDOW_ITEMS
+                        and sum(self._sizes) + size <= _WINDOW_CHARS
+                    )
+                )
+            )
+            self._sizes.append(size)
+
+    async def leave(self) -> None:
+        """Makes room of the oldest."""
+        async with self._changed:
+            self._sizes.pop(0)
+            self._changed.notify()
+
+
+async def lines(receive: Receive, max_bytes: int) -> AsyncIterator[bytearray | None]:
+    """Yields the lines of a request's body that are not blank, without their ends.
+
+    Args:
+        receive: the request's.
+        max_bytes: of a line; None is yielded in place of a longer one, which is not kept.
+
+    Raises:
+        ClientDisconnect: the client left before the end.
+    """
+    line = bytearray()
+    skipping = False
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        *whole, rest = message.get("body", b"").split(b"\n")
+        for part in whole:
+            line += part
+            if skipping or len(line) > max_bytes:
+                yield None
+            elif line.strip():
+                yield line
+            line, skipping = bytearray(), False
+        if not skipping:
+            line += rest
+        if len(line) > max_bytes:
+            line, skipping = bytearray(), True
+        more = message.get("more_body", False)
+    if skipping:
+        yield None
+    elif line.strip():
+        yield line
