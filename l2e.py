@@ -17,6 +17,7 @@ l2e labels texts and says which words decided it, in milliseconds.
 
   l2e serve                                a page and an HTTP API for the shipped bundle
   l2e explain "A dull plot, but I laughed."
+  l2e score reviews.csv answers.jsonl      every row of a file, resumable
   l2e evaluate --bundle DIR --data FILE.tsv --text-column 0 --label-column 1
   l2e attribute --blackbox mymodule:predict_proba --data FILE.csv --teacher kernel_shap
   l2e run training/recipes/sst2.toml       train, explain, distill, export, evaluate
@@ -27,7 +28,14 @@ RECIPE_STAGES = {
     "distill": "distill a recipe's attributions into an explainer",
     "export": "write the bundle: one ONNX graph, checked against torch",
 }
-RESUMABLE = ("run", *RECIPE_STAGES, "attribute", "evaluate", "compare", "align")
+RESUMABLE = ("run", *RECIPE_STAGES, "attribute", "evaluate", "compare", "align", "score")
+SCORE_EXAMPLE = """\
+example:
+  l2e score reviews.csv answers.jsonl --text-column title,review --id-column number
+
+Killed at any time, the same command goes on where it was and writes the same bytes; until it is
+done, answers.jsonl.part keeps what there is. A bad row gets status "error" and a reason.
+"""
 SERVING = ("onnxruntime",)
 # Every module of the extra that the training half cannot start without.
 TRAINING = (
@@ -90,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_align(verbs)
     _add_serve(verbs)
     _add_explain(verbs)
+    _add_score(verbs)
     _add_bench(verbs)
     doctor = _add(verbs, "doctor", _doctor, "say what is installed and which device will be used")
     _add_bundle(doctor)
@@ -298,6 +307,36 @@ def _add_explain(verbs: Any) -> None:
     _add_device(parser, default="auto")
 
 
+def _add_score(verbs: Any) -> None:
+    parser = _add(
+        verbs,
+        "score",
+        _score,
+        "label every row of a file and say which words decided; continues where it was killed",
+    )
+    parser.epilog = SCORE_EXAMPLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("input", type=Path, metavar="IN", help=".jsonl, .csv, .tsv or .parquet")
+    parser.add_argument("output", type=Path, metavar="OUT", help="likewise; must not exist yet")
+    _add_bundle(parser)
+    parser.add_argument(
+        "--text-column",
+        default="text",
+        metavar="NAME",
+        help="name, or number in a .csv or .tsv without header; 1,2 joins; default: text",
+    )
+    parser.add_argument(
+        "--id-column", metavar="NAME", help="copied to OUT; default: id where there is one"
+    )
+    parser.add_argument("--target", metavar="LABEL", help="explain this label, not the predicted")
+    parser.add_argument("--no-explain", action="store_true", help="label only, without rationales")
+    parser.add_argument("--max-words", type=int, metavar="N", help="words in a rationale at most")
+    _add_device(parser, default="auto")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="of the processor; default: all it may use"
+    )
+
+
 def _add_bench(verbs: Any) -> None:
     parser = _add(verbs, "bench", _bench, "time the explanation against the label and teachers")
     _add_bundle(parser)
@@ -426,6 +465,27 @@ def _explain(options: argparse.Namespace) -> int:
     else:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         print(to_terminal(answer, colour=colour))
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    if options.no_explain and options.max_words is not None:
+        raise ValueError("--max-words has no say beside --no-explain: leave one of them out")
+    _need(SERVING, "cpu")
+    from models.explainer import Explainer
+    from service.score import ScoreOptions, check_paths, score
+    from service.tables import Columns
+
+    check_paths(options.input, options.output)  # before a bundle is loaded, which takes seconds
+    explainer = Explainer.load(options.bundle, device=options.device, threads=options.threads)
+    asked = ScoreOptions(
+        columns=Columns(options.text_column, options.id_column),
+        target=options.target,
+        explain=not options.no_explain,
+        max_words=options.max_words,
+    )
+    rows, errors = score(options.input, options.output, explainer, asked)
+    print(f"{options.output}: {rows:,} rows, {errors:,} of them errors", file=sys.stderr)
     return 0
 
 

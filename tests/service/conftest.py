@@ -247,3 +247,37 @@ def process(tiny_bundle, tmp_path):
         reader.join(10)
         if popen.stderr is not None:
             popen.stderr.close()
+
+
+class CannedExplainer(Explainer):
+    """The tiny explainer, which has one answer for every text and gives it at once."""
+
+    def explain(
+        self,
+        texts: Sequence[str],
+        target: str | Sequence[str | None] | None = None,
+        *,
+        max_words: int | None = None,
+    ) -> list[Explanation]:
+        answer = super().explain(["A great story, but boring."])[0]
+        return [answer] * len(texts)
+
+
+class BreakingExplainer(Explainer):
+    """The tiny explainer, which breaks on texts with the word `POISON`."""
+
+    def explain(
+        self,
+        texts: Sequence[str],
+        target: str | Sequence[str | None] | None = None,
+        *,
+        max_words: int | None = None,
+    ) -> list[Explanation]:
+        if any(POISON in text for text in texts):
+            raise RuntimeError(f"cannot explain {texts}")
+        return super().explain(texts, target, max_words=max_words)
+
+
+@pytest.fixture(scope="session")
+def breaking_explainer(tiny_explainer):
+    return BreakingExplainer(tiny_explainer.bundle, tiny_explainer.session)

@@ -1,12 +1,9 @@
 """Runs of a teacher over many texts: killed, resumed, extended; the files: test_store.py."""
 
-import io
-
 import numpy as np
 import pytest
 
 from training.attribution.record import PREDICTED
-from training.attribution.report import TextProgress
 from training.attribution.run import Job, attribute_texts, run_locally
 from training.attribution.store import AttributionStore, StoreError
 from training.attribution.teachers import TEACHERS, teacher_named
@@ -421,31 +418,6 @@ def test_texts_are_counted_not_files(run, capsys):
     ]
     run()
     assert capsys.readouterr().err == ""
-
-
-def test_time_is_told_by_what_a_shard_took(capsys):
-    """Sixty texts in a minute, a hundred left."""
-    with TextProgress("lime", 200, 40, every=0) as progress:
-        progress.started -= 60
-        progress.add(60)
-        progress.add(100)
-    assert capsys.readouterr().err.splitlines() == [
-        "lime: 40/200 texts done already",
-        "lime: 100/200 texts done, about 0:01:40 left",
-        "lime: 200/200 texts in 0:01:00",
-    ]
-
-
-def test_on_a_terminal_it_is_a_bar_that_starts_where_it_was(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    with TextProgress("lime", 200, 40) as progress:
-        assert "40/200" in terminal.getvalue()
-        progress.add(60)
-    assert "100/200" in terminal.getvalue()
 
 
 # Files

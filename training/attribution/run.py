@@ -11,10 +11,10 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from models.progress import TextProgress
 from training.attribution.ensemble import EnsembleTeacher
 from training.attribution.perturbation import PerturbationTeacher
 from training.attribution.record import PREDICTED, Attribution, Teacher
-from training.attribution.report import TextProgress
 from training.attribution.store import AttributionStore, StoreError, encode_records
 from training.attribution.teachers import teacher_named
 from training.blackbox.protocol import BlackBox, explained_value

@@ -1,0 +1,250 @@
+"""`l2e score`: labels and explains every row of a file, in shards, from where it was killed.
+
+The rows are cut into shards by their order and length alone, and a text's answer does not depend on
+its company, so that an undisturbed run and one that was killed any number of times write the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.explainer import Explainer, Explanation
+from models.progress import TextProgress
+from models.text import check_text
+from service.results import answered, check_cell, failed, to_line, write_results
+from service.shards import Counts, WorkError, WorkFolder, exists_already, open_work, work_path
+from service.tables import Columns, InputRow, format_of, read_rows
+
+# Of a shard, whichever comes first; a killed run loses at most the shard it was in.
+SHARD_ROWS = 1_000
+SHARD_CHARS = 500_000
+# Raise it with every change of what a shard holds or of how rows are cut.
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """What is asked of each row.
+
+    Attributes:
+        columns: of the input.
+        target: the label to explain; None explains the predicted one.
+        explain: False labels only.
+        max_words: the most words of a rationale; None means 30 % of the text's words.
+    """
+
+    columns: Columns = field(default_factory=Columns)
+    target: str | None = None
+    explain: bool = True
+    max_words: int | None = None
+
+    def answer(self, explainer: Explainer, texts: Sequence[str]) -> list[Explanation]:
+        """Asks the explainer."""
+        if self.explain:
+            return explainer.explain(texts, self.target, max_words=self.max_words)
+        return explainer.predict(texts, self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input file as it was when the run began.
+
+    Attributes:
+        path: of the file.
+        sha256: of its content.
+        rows: in it.
+        stat: what changes when somebody writes to it.
+    """
+
+    path: Path
+    sha256: str
+    rows: int
+    stat: tuple[int, int, int]
+
+    def check(self) -> None:
+        """Refuses to go on with a file that is written to meanwhile."""
+        if _stat(self.path) != self.stat:
+            raise WorkError(
+                f"{self.path} changed while it was read: repeat the command when it is as it was, "
+                "or remove the work folder to begin anew"
+            )
+
+
+def check_paths(source: Path, output: Path) -> None:
+    """Refuses what can be refused before a bundle is loaded.
+
+    Raises:
+        TableError: an ending that is not known.
+        FileNotFoundError: there is no such input, or no folder for the output.
+        WorkError: the output exists.
+    """
+    format_of(source)
+    format_of(output)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file; give a file to read")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output.parent}: no such folder; make it first")
+    if output.exists() and not work_path(output).exists():
+        raise exists_already(output)
+
+
+def score(source: Path, output: Path, explainer: Explainer, options: ScoreOptions) -> Counts:
+    """Answers every row of a file.
+
+    Args:
+        source: .jsonl, .csv, .tsv or .parquet.
+        output: likewise, not necessarily the same; it appears when it is whole. Until then
+            `output.part` beside it keeps what is done.
+        explainer: that answers.
+        options: what is asked.
+
+    Returns:
+        How many rows were written, and how many of them as errors.
+
+    Raises:
+        ValueError: an unknown target, `max_words` below 1, or an input that is no table.
+        WorkError: the output exists, another process writes it, or it was begun with another
+            bundle, input or options.
+    """
+    check_paths(source, output)
+    # What every text would be refused for is refused now.
+    options.answer(explainer, [explainer.bundle.manifest.golden.text])
+    suffix = format_of(output)
+    for label in explainer.labels:
+        check_cell(label, suffix, f"label {label!r}")
+    found = survey(source, options.columns)
+    with open_work(output) as work:
+        counts = work.published()
+        work.claim(_key(found, explainer, options))
+        if counts is None:
+            shards = _compute(found, explainer, options, work, suffix)
+            write_results(work.scratch, suffix, work.read(len(shards)))
+            counts = Counts(found.rows, sum(shard.errors for shard in shards.values()))
+            work.publish(counts)
+        work.remove()
+    return counts
+
+
+def survey(path: Path, columns: Columns) -> Source:
+    """Reads a file once before any work: what is in it, and whether it can be read to its end.
+
+    Raises:
+        TableError: it is no table, or no row has a column that is needed.
+    """
+    stat = _stat(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    rows, missing = 0, set(columns.needed)
+    first: Sequence[str] = ()
+    for row in read_rows(path, columns):
+        rows += 1
+        missing.difference_update(row.columns)
+        first = first or row.columns
+    if missing and first:
+        columns.check(path, first)
+    return Source(path, digest, rows, stat)
+
+
+def cut(rows: Iterable[InputRow]) -> Iterator[list[InputRow]]:
+    """Cuts rows into shards of at most `SHARD_ROWS` and about `SHARD_CHARS`."""
+    shard: list[InputRow] = []
+    chars = 0
+    for row in rows:
+        shard.append(row)
+        chars += len(row.text) + len(row.id or "")
+        if len(shard) == SHARD_ROWS or chars >= SHARD_CHARS:
+            yield shard
+            shard, chars = [], 0
+    if shard:
+        yield shard
+
+
+def score_shard(
+    explainer: Explainer, rows: Sequence[InputRow], start: int, options: ScoreOptions, suffix: str
+) -> tuple[bytes, Counts]:
+    """Answers some rows; a bad one fails alone.
+
+    Args:
+        explainer: that answers.
+        rows: in the order of the input.
+        start: the index of the first.
+        options: what is asked.
+        suffix: of the output.
+
+    Returns:
+        A line of JSON per row, and how many there are.
+    """
+    checked = [_checked(row, suffix) for row in rows]
+    texts = [row.text for row in checked if row.error is None]
+    answers = iter(options.answer(explainer, texts))
+    lines = []
+    for index, row in enumerate(checked, start):
+        if row.error is None:
+            record = answered(index, row.id, next(answers))
+        else:
+            record = failed(index, row.id, row.error)
+        lines.append(to_line(record))
+    return b"".join(lines), Counts(len(rows), len(rows) - len(texts))
+
+
+def _compute(
+    source: Source,
+    explainer: Explainer,
+    options: ScoreOptions,
+    work: WorkFolder,
+    suffix: str,
+) -> dict[int, Counts]:
+    """Computes the shards that are missing, and returns the counts of all."""
+    counts = work.shards()
+    done = sum(shard.rows for shard in counts.values())
+    start = 0
+    with TextProgress(source.path.name, source.rows, done) as progress:
+        for number, rows in enumerate(cut(read_rows(source.path, options.columns))):
+            if number not in counts:
+                lines, found = score_shard(explainer, rows, start, options, suffix)
+                source.check()
+                work.add(number, lines, found)
+                counts[number] = found
+                progress.add(len(rows))
+            start += len(rows)
+    source.check()
+    return counts
+
+
+def _checked(row: InputRow, suffix: str) -> InputRow:
+    """Gives a row that cannot be answered, or whose id cannot be written, its error."""
+    try:
+        check_cell(row.id or "", suffix, "id")
+    except ValueError as error:
+        return row._replace(id=None, error=str(error))
+    try:
+        if row.error is None:
+            check_text(row.text)
+    except ValueError as error:
+        return row._replace(error=str(error))
+    return row
+
+
+def _key(source: Source, explainer: Explainer, options: ScoreOptions) -> dict[str, Any]:
+    """What the bytes of the output depend on, by the words that an error has for it."""
+    return {
+        "bundle": explainer.bundle.digest,
+        "input": source.sha256,
+        "device": explainer.session.device,
+        "--text-column": options.columns.text,
+        "--id-column": options.columns.id,
+        "--target": options.target,
+        "--no-explain": not options.explain,
+        "--max-words": options.max_words,
+        "version of l2e": [_VERSION, SHARD_ROWS, SHARD_CHARS],
+    }
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
