@@ -143,7 +143,9 @@ class TextEncoder:
         """
         check_text(text)
         words = split_words(text)
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        # Of one text, `encode` does the same, but lets no other thread run meanwhile: seconds, for
+        # a book.
+        (encoding,) = self.tokenizer.encode_batch([text], add_special_tokens=False)
         ids = np.asarray(encoding.ids, dtype=np.int64)
         offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         pieces = _piece_words(words, offsets)

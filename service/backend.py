@@ -17,6 +17,7 @@ from service.settings import Settings
 from service.tickets import ClosedError, DeadlineError, Outcome, OverloadedError, Query, Wish
 
 _LOADING_SECONDS = 2.0  # a guess for Retry-After; the shipped bundle takes about as long
+_PATIENCE = 0.05  # seconds until there may be room
 # One text for each size class of the model, so that the first real requests find memory and kernels
 # ready.
 _WARM_UP = tuple("A warm-up sentence, said again. " * times for times in (1, 5, 20, 80))
@@ -124,9 +125,15 @@ class Backend:
             raise self._not_loaded()
 
     async def ask(
-        self, queries: Sequence[Query], wish: Wish, *, urgent: bool = True
+        self, queries: Sequence[Query], wish: Wish, *, urgent: bool = True, patient: bool = False
     ) -> list[Outcome]:
         """Answers `queries`, see `Scheduler.ask`.
+
+        Args:
+            queries: what is asked.
+            wish: of all of them.
+            urgent: whether they go before others.
+            patient: whether they wait for room where too much waits already.
 
         Raises:
             Problem: 503 or 504 for the request as a whole.
@@ -134,15 +141,20 @@ class Backend:
         if self._scheduler is None:
             raise self._not_loaded()
         seconds = self.settings.request_timeout
-        try:
-            return await self._scheduler.ask(queries, wish, timeout=seconds, urgent=urgent)
-        except OverloadedError as error:
-            detail = "too much waits already: try again later"
-            raise errors.unavailable("overloaded", detail, error.retry_after) from None
-        except ClosedError:
-            raise errors.draining() from None
-        except DeadlineError:
-            raise errors.deadline_passed(seconds) from None
+        while True:
+            try:
+                return await self._scheduler.ask(queries, wish, timeout=seconds, urgent=urgent)
+            except OverloadedError as error:
+                if not patient:
+                    self.metrics.dropped("overload", len(queries))
+                    detail = "too much waits already: try again later"
+                    problem = errors.unavailable("overloaded", detail, error.retry_after)
+                    raise problem from None
+            except ClosedError:
+                raise errors.draining() from None
+            except DeadlineError:
+                raise errors.deadline_passed(seconds) from None
+            await asyncio.sleep(_PATIENCE)
 
     def problem(self, error: Exception) -> errors.Problem:
         """The problem that one text's exception becomes."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from models.answer import Flow, Row
 from models.session import Outputs
+from service.admission import Admission
 from service.lanes import Lane
 from service.metrics import Metrics
 from service.rows import Entry, RowQueue
@@ -24,7 +25,6 @@ from service.tickets import (
     ClosedError,
     DeadlineError,
     Outcome,
-    OverloadedError,
     Query,
     Reply,
     Task,
@@ -32,8 +32,6 @@ from service.tickets import (
     Ticket,
     Wish,
 )
-
-_SMOOTH = 0.1  # weight of the newest observation in moving averages
 
 _log = logging.getLogger("l2e.service")
 
@@ -43,8 +41,8 @@ class Scheduler:
 
     Args:
         explainer: used by these threads alone.
-        max_waiting: requests of which nothing has been computed yet, at most.
-        max_waiting_tokens: padded tokens that wait, beyond which nothing more is taken.
+        max_waiting: see `Admission`.
+        max_waiting_tokens: likewise.
         max_batch_tokens: padded tokens in one run of the graph.
         metrics: where all of it is counted; None counts for nobody.
     """
@@ -60,16 +58,11 @@ class Scheduler:
     ) -> None:
         self._explainer = explainer
         self._metrics = metrics or Metrics()
-        self._max_waiting = max_waiting
-        self._max_waiting_tokens = max_waiting_tokens
         self._rows: RowQueue[Task] = RowQueue(max_batch_tokens)
         self._changed = threading.Condition()  # guards all below, and the tickets
-        self._waiting: set[Ticket] = set()
+        self._admission = Admission(max_waiting, max_waiting_tokens)
         self._open = 0  # tasks without an outcome
-        self._chars = {True: 0, False: 0}  # of texts not tokenised yet, by urgency
         self._closed = self._stopped = False
-        self._token_seconds = 1e-4  # of a padded token in the graph, lately
-        self._char_tokens = 0.25  # padded tokens for each character, lately
         self._lanes = (Lane(), Lane())
         self._threads = [
             threading.Thread(target=work, args=given, name=name, daemon=True)
@@ -89,7 +82,7 @@ class Scheduler:
 
         A text that fails has its exception as outcome; one that was not reached within `timeout`
         seconds has a `DeadlineError`. Cancelling takes what has not been computed out of the line.
-        Urgent requests go before the others, which keep a tenth of the computation.
+        Urgent requests go before the others, which keep a tenth of the graph's time.
 
         Raises:
             OverloadedError: too many requests or tokens wait, or the answer would be late.
@@ -97,6 +90,8 @@ class Scheduler:
             DeadlineError: no text at all was reached in time.
         """
         count = len(queries)
+        if not count:
+            return []
         ticket = Ticket(time.monotonic() + timeout, urgent, [None] * count, count)
         # Nobody may cancel it: a waiting coroutine that is cancelled abandons the ticket instead.
         ticket.done.set_running_or_notify_cancel()
@@ -137,7 +132,8 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests of which nothing has been computed yet."""
-        return len(self._waiting)
+        with self._changed:
+            return self._admission.requests
 
     @property
     def waiting_rows(self) -> int:
@@ -156,34 +152,17 @@ class Scheduler:
     def waiting_tokens(self) -> float:
         """Padded tokens that wait, those of texts not tokenised yet by estimate."""
         with self._changed:
-            return self._tokens()
-
-    def predicted_wait(self, *, urgent: bool) -> float:
-        """Seconds until what waits now would be computed, as far as it goes before a new text.
-
-        Args:
-            urgent: whether the new text is.
-        """
-        kinds = (True,) if urgent else (True, False)
-        tokens = sum(self._rows.tokens[kind] for kind in kinds)
-        chars = sum(self._chars[kind] for kind in kinds)
-        return (tokens + chars * self._char_tokens) * self._token_seconds
+            return self._admission.tokens
 
     def _enter(self, ticket: Ticket, queries: Sequence[Query], wish: Wish, timeout: float) -> None:
         with self._changed:
             if self._closed:
                 raise ClosedError
-            wait = self.predicted_wait(urgent=ticket.urgent)
-            full = len(self._waiting) >= self._max_waiting
-            if full or wait > timeout or self._tokens() > self._max_waiting_tokens:
-                self._metrics.dropped("overload", len(queries))
-                raise OverloadedError(min(60.0, max(1.0, wait)))
-            self._waiting.add(ticket)
+            self._admission.enter(ticket, sum(len(query.text) for query in queries), timeout)
             self._open += len(queries)
-            self._chars[ticket.urgent] += sum(len(query.text) for query in queries)
         for place, query in enumerate(queries):
             task = Task(ticket, place, len(query.text), self._flow(query, wish))
-            self._lanes[task.long].put(task, 0 if ticket.urgent else 2)
+            self._lanes[task.long].put(task)
 
     def _flow(self, query: Query, wish: Wish) -> Flow[Reply]:
         explanation = yield from self._explainer.explanation_flow(
@@ -195,58 +174,47 @@ class Scheduler:
 
     def _leave(self, ticket: Ticket) -> None:
         with self._changed:
-            ticket.abandoned = True
-            self._waiting.discard(ticket)
+            ticket.late = time.monotonic() >= ticket.deadline
+            self._admission.leave(ticket)
             self._changed.notify_all()  # the runner drops its rows
-
-    def _tokens(self) -> float:
-        return sum(self._rows.tokens.values()) + sum(self._chars.values()) * self._char_tokens
 
     # The text threads.
 
     def _carry_on(self, lane: Lane) -> None:
         while (task := lane.get()) is not None:
-            try:
-                self._advance(task)
-            except BaseException as error:  # noqa: BLE001 - whatever happens, the thread lives on
-                _log.error("texts: %s outside of any text", type(error).__name__)
-                self._finish(task, RuntimeError(type(error).__name__))
+            self._advance(task)
 
     def _advance(self, task: Task) -> None:
         """Takes a flow to its next rows, or to its end."""
         fresh = not task.outputs
         task.enter("queue", time.monotonic())
-        outcome: Outcome | None = None
-        rows: list[Row] = []
-        if not task.ticket.wanted:
-            outcome = DeadlineError()
-        else:
-            try:
-                if task.error is not None:
-                    raise task.error
-                rows = task.flow.send(task.outputs or None)  # type: ignore[arg-type]
-            except StopIteration as end:
-                outcome = end.value
-            except Exception as error:  # noqa: BLE001 - it becomes this text's outcome
-                outcome = error
+        outcome, rows = self._step(task)
         task.enter("tokenize" if fresh else "decode", time.monotonic())
+        tokens = sum(row.bucket for row in rows)
         with self._changed:
             if fresh:
-                self._tokenised(task, rows)
+                self._admission.tokenised(task.ticket, task.chars, tokens)
             if outcome is None:
                 task.outputs, task.missing = [None] * len(rows), len(rows)
-                task.running = False
                 urgent = task.ticket.urgent
                 self._rows.add(Entry(row, task, place, urgent) for place, row in enumerate(rows))
+                self._admission.queued(task.ticket, tokens)
                 self._changed.notify_all()
         if outcome is not None:
             self._finish(task, outcome)
 
-    def _tokenised(self, task: Task, rows: Sequence[Row]) -> None:
-        self._chars[task.ticket.urgent] -= task.chars
-        if rows:
-            share = sum(row.bucket for row in rows) / task.chars
-            self._char_tokens += _SMOOTH * (share - self._char_tokens)
+    def _step(self, task: Task) -> tuple[Outcome | None, list[Row]]:
+        if not task.ticket.wanted:
+            return DeadlineError(), []
+        if task.error is not None:
+            return task.error, []
+        try:
+            rows = task.flow.send(task.outputs or None)  # type: ignore[arg-type]
+        except StopIteration as end:
+            return end.value, []
+        except BaseException as error:  # noqa: BLE001 - the tokenizer's panics are no Exceptions
+            return _as_exception(error), []
+        return (None, rows) if rows else (RuntimeError("a flow without rows"), [])
 
     def _finish(self, task: Task, outcome: Outcome) -> None:
         ticket = task.ticket
@@ -261,7 +229,7 @@ class Scheduler:
             self._open -= 1
             last = not ticket.left
             if last:
-                self._waiting.discard(ticket)
+                self._admission.started(ticket)
             if not self._open:
                 self._changed.notify_all()
         if last:
@@ -269,8 +237,10 @@ class Scheduler:
         if isinstance(outcome, Reply):
             self._metrics.explained(outcome.explanation, task.stages)
         elif isinstance(outcome, DeadlineError):
-            late = time.monotonic() >= ticket.deadline
-            self._metrics.dropped("deadline" if late else "client_gone")
+            gone = ticket.abandoned and not ticket.late
+            self._metrics.dropped("client_gone" if gone else "deadline")
+        else:
+            self._metrics.failed()
 
     # The runner.
 
@@ -279,7 +249,9 @@ class Scheduler:
             try:
                 self._run(batch)
             except BaseException as error:  # noqa: BLE001 - whatever happens, the thread lives on
-                _log.error("runner: %s outside of any run", type(error).__name__)
+                _log.error("runner: %s", type(error).__name__)
+                for entry in batch:
+                    self._finish(entry.owner, _as_exception(error))
 
     def _next(self) -> list[Entry[Task]] | None:
         with self._changed:
@@ -287,32 +259,27 @@ class Scheduler:
                 if self._stopped and not self._open:
                     return None
                 self._changed.wait()
-            for entry in batch:
-                self._waiting.discard(entry.owner.ticket)
             return batch
 
     def _take(self) -> list[Entry[Task]]:
         batch, dropped = self._rows.take()
+        for entry in (*batch, *dropped):
+            self._admission.queued(entry.owner.ticket, -entry.row.bucket)
+        for entry in batch:
+            self._admission.started(entry.owner.ticket)
         for entry in dropped:
             self._finish(entry.owner, entry.owner.error or DeadlineError())
         return batch
 
     def _run(self, batch: list[Entry[Task]]) -> None:
-        rows = [entry.row for entry in batch]
+        tasks = dict.fromkeys(entry.owner for entry in batch)
         start = time.monotonic()
-        for task in {entry.owner: None for entry in batch if not entry.owner.running}:
-            task.running = True
+        for task in tasks:
             task.enter("queue", start)
-        try:
-            found: list[Outputs | Exception] = list(self._explainer.run(rows))
-        except Exception as error:  # noqa: BLE001 - one of them is bad: find out which
-            found = [error] if len(rows) == 1 else [self._run_one(row) for row in rows]
-        else:
-            padded = sum(row.bucket for row in rows)
-            self._metrics.ran(len(rows), padded, sum(len(row.input_ids) for row in rows))
-            seconds = (time.monotonic() - start) / padded
-            self._token_seconds += _SMOOTH * (seconds - self._token_seconds)
-        ready = []
+        found = self._outputs([entry.row for entry in batch])
+        end = time.monotonic()
+        for task in tasks:
+            task.enter("run", end)
         with self._changed:
             for entry, outputs in zip(batch, found, strict=True):
                 task = entry.owner
@@ -321,15 +288,27 @@ class Scheduler:
                 else:
                     task.outputs[entry.place] = outputs
                 task.missing -= 1
-                if not task.missing and not task.finished:
-                    ready.append(task)
-        now = time.monotonic()
+            ready = [task for task in tasks if not task.missing and not task.finished]
         for task in ready:
-            task.enter("run", now)
-            self._lanes[task.long].put(task, 0 if task.ticket.urgent else 1)
+            self._lanes[task.long].put(task, computed=True)
 
-    def _run_one(self, row: Row) -> Outputs | Exception:
+    def _outputs(self, rows: Sequence[Row]) -> list[Outputs | Exception]:
+        """Runs rows together; where that fails, each alone, to find the bad one."""
+        start = time.monotonic()
         try:
-            return self._explainer.run([row])[0]
-        except Exception as error:  # noqa: BLE001 - it becomes this text's outcome
-            return error
+            found = list(self._explainer.run(rows))
+            if len(found) != len(rows):
+                raise RuntimeError(f"{len(found)} outputs for {len(rows)} rows")
+        except Exception as error:  # noqa: BLE001 - it becomes the outcome of one text
+            if len(rows) == 1:
+                return [error]
+            return [outputs for row in rows for outputs in self._outputs([row])]
+        padded = sum(row.bucket for row in rows)
+        self._metrics.ran(len(rows), padded, sum(len(row.input_ids) for row in rows))
+        with self._changed:
+            self._admission.ran(padded, time.monotonic() - start)
+        return list(found)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(type(error).__name__)

@@ -44,14 +44,14 @@ class Metrics:
         )
         self._duration = Histogram(
             "l2e_request_duration_seconds",
-            "From a request's first byte to its answer's last.",
+            "From a request's head to the last of its answer.",
             ["route"],
             buckets=_SECONDS,
             registry=registry,
         )
         self._stage = Histogram(
             "l2e_stage_duration_seconds",
-            "Of each text: waiting, tokenisation, the graph, words and rationale.",
+            "Of each text: waiting, tokenisation, runs that it was part of, words and rationale.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -70,10 +70,11 @@ class Metrics:
         )
         self._dropped = Counter(
             "l2e_dropped",
-            "Texts that were not computed because nobody waited any more or too much waited.",
+            "Texts that were not computed because nobody waited any more, or were refused.",
             ["reason"],
             registry=registry,
         )
+        self._failed = Counter("l2e_failed", "Texts on which the server failed.", registry=registry)
         self._predictions = Counter(
             "l2e_predictions", "Texts labelled.", ["label"], registry=registry
         )
@@ -129,6 +130,10 @@ class Metrics:
         self._rows.observe(rows)
         self._tokens.observe(padded)
         self._padding.inc(padded - tokens)
+
+    def failed(self) -> None:
+        """Counts a text on which the server failed."""
+        self._failed.inc()
 
     def dropped(self, reason: str, texts: int = 1) -> None:
         """Counts texts that are not computed, for one of `REASONS`."""

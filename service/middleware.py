@@ -17,7 +17,7 @@ from service import errors
 from service.metrics import Metrics
 
 STAGES = "l2e.stages"  # key of the scope
-_REQUEST_ID = re.compile("[0-9a-f]{32}")
+_REQUEST_ID = re.compile("[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 # The page needs its own scripts, styles and icon and asks this server; nothing else is allowed.
@@ -39,7 +39,7 @@ class AccessLog:
     """One line and one count a request, and headers that say what it was and how long it took.
 
     The route is the pattern that matched, never the path or query, which may hold a text. The
-    request id is the gateway's where it looks like one (32 hexadecimal digits), else a new one.
+    request id is the one that came, if it is a UUID or 32 hexadecimal digits, else a new one.
     Routes put the seconds of a request's stages under `STAGES` into the scope.
     """
 

@@ -38,8 +38,8 @@ def prediction(reply: Reply, options: Options, bundle: Bundle) -> dict[str, Any]
 
 def item(
     index: int, name: str | None, outcome: Outcome, options: Options, backend: Backend
-) -> dict[str, Any]:
-    """The body of one of several texts: its result, or its error.
+) -> tuple[bytes, bool]:
+    """The JSON of one of several texts, its result or its error, and whether it is a result.
 
     Args:
         index: of the item.
@@ -48,12 +48,15 @@ def item(
         options: of the request.
         backend: that answered.
     """
-    body: dict[str, Any] = {"index": index} | ({} if name is None else {"id": name})
+    head: dict[str, Any] = {"index": index} | ({} if name is None else {"id": name})
     if isinstance(outcome, Reply):
-        result = prediction(outcome, options, backend.explainer.bundle)
-        return body | {"status": "ok", "result": result}
+        try:
+            result = prediction(outcome, options, backend.explainer.bundle)
+            return to_json(head | {"status": "ok", "result": result}), True
+        except Exception as error:  # noqa: BLE001 - the other items are not to suffer
+            outcome = error
     problem = outcome if isinstance(outcome, Problem) else backend.problem(outcome)
-    return body | {"status": "error", "error": problem.body()}
+    return to_json(head | {"status": "error", "error": problem.body()}), False
 
 
 def card(explainer: Explainer) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The endpoints: thin, because reading, computing and rendering live in their own modules."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -120,9 +121,14 @@ def _add_stream(router: APIRouter, backend: Backend, models: RequestModels) -> N
 
         A bad line fails alone. Read while you send: when you do not, the server stops reading, too.
         """
-        backend.check_ready()
-        check_type(request, MEDIA_TYPE)
-        return StreamResponse(backend, models.item, read_options(request))
+        try:
+            backend.check_ready()
+            check_type(request, MEDIA_TYPE)
+            options = read_options(request)
+        except errors.Problem as problem:
+            # Nobody will read a body that may have no end.
+            raise replace(problem, headers={**problem.headers, "Connection": "close"}) from None
+        return StreamResponse(backend, models.item, options)
 
 
 def _add_state(router: APIRouter, backend: Backend) -> None:
@@ -191,13 +197,17 @@ def _many(
     backend: Backend,
 ) -> Response:
     """The batch's body; `outcomes` has one entry for each good item, in order."""
-    results: list[dict[str, Any]] = []
+    results = []
+    ok = 0
     answered = iter(outcomes)
     for index, item in enumerate(items):
         outcome = next(answered) if isinstance(item, BatchItem) else errors.invalid(item.faults)
-        results.append(render.item(index, item.id, outcome, options, backend))
-    ok = sum(result["status"] == "ok" for result in results)
-    return _json({"results": results, "summary": {"ok": ok, "failed": len(results) - ok}})
+        body, good = render.item(index, item.id, outcome, options, backend)
+        results.append(body)
+        ok += good
+    summary = render.to_json({"ok": ok, "failed": len(results) - ok})
+    body = b'{"results":[' + b",".join(results) + b'],"summary":' + summary + b"}"
+    return Response(body, media_type="application/json")
 
 
 def _json(body: object) -> Response:

@@ -59,9 +59,6 @@ class RowQueue(Generic[OwnerT]):
 
     Args:
         max_tokens: padded tokens in a batch; a longer row forms a batch of its own.
-
-    Attributes:
-        tokens: padded tokens that wait, by urgency; unwanted ones count until they are met.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -70,7 +67,6 @@ class RowQueue(Generic[OwnerT]):
         self._count = 0  # of all that ever came: their ages
         self._owed = 0.0  # tokens of background work
         self._dropped: list[Entry[OwnerT]] = []
-        self.tokens = {True: 0, False: 0}
 
     def __len__(self) -> int:
         return sum(len(group) for group in self._groups.values())
@@ -87,7 +83,6 @@ class RowQueue(Generic[OwnerT]):
             key = _Key(entry.urgent, entry.row.explain, entry.row.bucket)
             self._groups.setdefault(key, deque()).append((self._count, entry))
             self._count += 1
-            self.tokens[entry.urgent] += entry.row.bucket
 
     def take(self) -> tuple[list[Entry[OwnerT]], list[Entry[OwnerT]]]:
         """Removes the rows of the next batch.
@@ -140,6 +135,4 @@ class RowQueue(Generic[OwnerT]):
         return batch
 
     def _pop(self, key: _Key) -> Entry[OwnerT]:
-        _, entry = self._groups[key].popleft()
-        self.tokens[entry.urgent] -= entry.row.bucket
-        return entry
+        return self._groups[key].popleft()[1]

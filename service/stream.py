@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service import errors, render
 from service.backend import Backend, Phase
@@ -25,8 +26,10 @@ from service.tickets import Outcome, Query
 
 MEDIA_TYPE = "application/x-ndjson"
 _WINDOW_ITEMS = 128
-_WINDOW_CHARS = 2_000_000  # one item may have more
-_PATIENCE = 0.25  # seconds until an item is offered again where too much waits
+_WINDOW_BYTES = 2_000_000  # one item may have more
+_LARGE_BYTES = 50_000  # a line from here on is parsed off the event loop
+_BLANK = b" \t\r"
+_POLL = 0.25  # seconds between two looks whether the server shuts down
 
 Entry = tuple[str | None, Problem | Awaitable[Outcome]]
 
@@ -52,14 +55,19 @@ class StreamResponse(Response):
         self._window = _Window()
         # None is the end of the input.
         self._entries: asyncio.Queue[Entry | None] = asyncio.Queue()
+        # A client that asks first whether to go on is told so when its body is asked for, which has
+        # to be before the answer begins.
+        self._asked = asyncio.Event()
+        self._cut = False  # the server shuts down, and has not read all of it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads and answers until the input ends, the client leaves or the server shuts down."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
         try:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(receive, group))
+                await self._asked.wait()
+                await send(start)
                 await self._write(send)
                 reading.cancel()  # it would wait for the client to leave
         except* ClientDisconnect:
@@ -67,22 +75,40 @@ class StreamResponse(Response):
 
     async def _read(self, receive: Receive, group: asyncio.TaskGroup) -> None:
         limit = self._backend.settings.max_body_bytes
-        async for line in lines(receive, limit):
-            if self._backend.phase is Phase.DRAINING:
-                self._entries.put_nowait(None)
-                return
-            await self._window.enter(0 if line is None else len(line))
-            self._entries.put_nowait(self._entry(line, group))
+        try:
+            async for line in lines(partial(self._receive, receive), limit):
+                await self._window.enter(0 if line is None else len(line))
+                self._entries.put_nowait(await self._entry(line, group))
+        except _DrainingError:
+            self._cut = True
         self._entries.put_nowait(None)
-        while (await receive())["type"] != "http.disconnect":
+        while not self._cut and (await receive())["type"] != "http.disconnect":
             pass
-        raise ClientDisconnect
+        if not self._cut:
+            raise ClientDisconnect
 
-    def _entry(self, line: bytearray | None, group: asyncio.TaskGroup) -> Entry:
+    async def _receive(self, receive: Receive) -> Message:
+        """The next message, unless the server shuts down before it comes."""
+        message = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)  # it begins
+        self._asked.set()
+        try:
+            while self._backend.phase is not Phase.DRAINING:
+                done, _ = await asyncio.wait({message}, timeout=_POLL)
+                if done:
+                    return message.result()
+            raise _DrainingError
+        finally:
+            message.cancel()
+
+    async def _entry(self, line: bytearray | None, group: asyncio.TaskGroup) -> Entry:
         if line is None:
             return None, errors.too_large(self._backend.settings.max_body_bytes)
         try:
-            item = read_item(self._item_model, parse(line))
+            if len(line) < _LARGE_BYTES:
+                item = self._item(line)
+            else:
+                item = await run_in_threadpool(self._item, line)
         except Problem as problem:
             return None, problem
         if isinstance(item, BadItem):
@@ -91,42 +117,46 @@ class StreamResponse(Response):
             return item.id, errors.invalid([fault])
         return item.id, group.create_task(self._ask(Query(item.text, item.target)))
 
+    def _item(self, line: bytearray) -> BatchItem | BadItem:
+        return read_item(self._item_model, parse(line))
+
     async def _ask(self, query: Query) -> Outcome:
-        while True:
-            try:
-                (outcome,) = await self._backend.ask([query], wish(self._options), urgent=False)
-            except Problem as problem:
-                if problem.kind != "overloaded":
-                    return problem
-                await asyncio.sleep(_PATIENCE)  # the stream as a whole has time
-            else:
-                return outcome
+        # The stream as a whole has time: a full server makes it wait.
+        asked = self._backend.ask([query], wish(self._options), urgent=False, patient=True)
+        try:
+            (outcome,) = await asked
+        except Problem as problem:
+            return problem
+        return outcome
 
     async def _write(self, send: Send) -> None:
         ok = failed = 0
         while (entry := await self._entries.get()) is not None:
             name, found = entry
             outcome = found if isinstance(found, Problem) else await found
-            body = await run_in_threadpool(
+            body, good = await run_in_threadpool(
                 render.item, ok + failed, name, outcome, self._options, self._backend
             )
-            ok, failed = ok + (body["status"] == "ok"), failed + (body["status"] == "error")
+            ok, failed = ok + good, failed + (not good)
             await self._send(send, body)
             await self._window.leave()
         summary: dict[str, Any] = {"summary": {"ok": ok, "failed": failed}}
-        if self._backend.phase is Phase.DRAINING:
-            # What was not read has no answer: the client must not take this for the whole.
+        if self._cut:  # the client must not take this for the whole
             summary["stopped"] = errors.draining().body()
-        await self._send(send, summary)
+        await self._send(send, render.to_json(summary))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send(self, send: Send, body: object) -> None:
-        message = {"type": "http.response.body", "body": render.to_json(body) + b"\n"}
+    async def _send(self, send: Send, line: bytes) -> None:
+        message = {"type": "http.response.body", "body": line + b"\n", "more_body": True}
         try:
             async with asyncio.timeout(self._backend.settings.request_timeout):
-                await send({**message, "more_body": True})
+                await send(message)
         except TimeoutError:  # nobody reads: what is held for them is given up
             raise ClientDisconnect from None
+
+
+class _DrainingError(Exception):
+    """The server shuts down."""
 
 
 class _Window:
@@ -144,7 +174,7 @@ class _Window:
                     not self._sizes
                     or (
                         len(self._sizes) < _WINDOW_ITEMS
-                        and sum(self._sizes) + size <= _WINDOW_CHARS
+                        and sum(self._sizes) + size <= _WINDOW_BYTES
                     )
                 )
             )
@@ -179,7 +209,7 @@ async def lines(receive: Receive, max_bytes: int) -> AsyncIterator[bytearray | N
             line += part
             if skipping or len(line) > max_bytes:
                 yield None
-            elif line.strip():
+            elif line.strip(_BLANK):
                 yield line
             line, skipping = bytearray(), False
         if not skipping:
@@ -189,5 +219,5 @@ async def lines(receive: Receive, max_bytes: int) -> AsyncIterator[bytearray | N
         more = message.get("more_body", False)
     if skipping:
         yield None
-    elif line.strip():
+    elif line.strip(_BLANK):
         yield line

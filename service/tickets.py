@@ -98,7 +98,10 @@ class Ticket:
     outcomes: list[Outcome | None]  # None: none yet
     left: int  # texts without an outcome
     done: Future[None] = field(default_factory=Future)
+    chars: int = 0  # of its texts that are not tokenised yet; this and tokens are admission's
+    tokens: int = 0  # padded, of its rows in the queue
     abandoned: bool = False  # the client left, or was told 504
+    late: bool = False  # it was told 504
 
     @property
     def wanted(self) -> bool:
@@ -117,7 +120,6 @@ class Task:
     outputs: list[Outputs | None] = field(default_factory=list)  # of the rows it waits for
     missing: int = 0
     error: Exception | None = None  # of a run
-    running: bool = False  # one of these rows was taken
     finished: bool = False
     stages: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)  # start of the stage that it is in

@@ -201,7 +201,7 @@ def _build(kind: Any, value: Any, where: str, default: Any = None) -> Any:
         return value
     if origin in (typing.Union, types.UnionType):
         inner = [part for part in typing.get_args(kind) if part is not type(None)]
-        return None if value is None else _build(inner[0], value, where)
+        return None if value is None else _build(inner[0], value, where, default)
     if origin is tuple:
         item = typing.get_args(kind)[0]
         _expect(value, (list, tuple), where)

@@ -1,8 +1,10 @@
 """Words, pieces and windows, on any Unicode."""
 
 import json
+import threading
 import time
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -332,3 +334,28 @@ def test_a_tokenizer_without_a_mask_token_is_refused():
     tokenizer = Tokenizer(WordLevel({"a": 0, "[UNK]": 1, "[PAD]": 2}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match="MASK"):
         TextEncoder(tokenizer)
+
+
+def test_other_threads_run_while_a_book_is_tokenised():
+    """The tokenizer's `encode` of one text holds Python's lock to its end; a server would stop."""
+    shipped = Path(__file__).resolve().parents[2] / "models/pretrained/reviews/tokenizer.json"
+    reader = TextEncoder.from_json(shipped.read_text(encoding="utf-8"), max_tokens=256, overlap=32)
+    text = "great story, but wholly unbelievable " * 13_000
+    done, gaps = threading.Event(), []
+
+    def tick():
+        last = time.monotonic()
+        while not done.is_set():
+            time.sleep(0.001)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    begun = time.monotonic()
+    reader.encode(text)
+    spent = time.monotonic() - begun
+    done.set()
+    ticking.join()
+    assert max(gaps) < spent / 3

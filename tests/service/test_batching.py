@@ -5,8 +5,10 @@ import time
 
 import pytest
 
+from models.answer import Flow
 from models.explainer import Explainer
 from service.batching import Scheduler
+from service.lanes import Lane
 from service.tickets import (
     LONG_CHARS,
     ClosedError,
@@ -14,6 +16,8 @@ from service.tickets import (
     OverloadedError,
     Query,
     Reply,
+    Task,
+    Ticket,
     Wish,
 )
 
@@ -231,6 +235,118 @@ def test_a_sentence_overtakes_items_and_items_do_not_starve(start_scheduler, hel
     assert 10 <= sum(kinds[:last]) <= 12, "a tenth is left to the others"
 
 
+def test_background_work_keeps_no_urgent_request_out(start_scheduler, held):
+    scheduler = start_scheduler(max_waiting=5, max_waiting_tokens=100, max_batch_tokens=8)
+
+    async def scene():
+        held.hold()
+        tasks = [await start(ask(scheduler, "one"))]
+        await asyncio.to_thread(held.wait_until_entered)
+        tasks += [await start(ask(scheduler, *["two"] * 5, urgent=False)) for _ in range(3)]
+        await asyncio.to_thread(wait_for, lambda: len(scheduler._rows) == 15)
+        with pytest.raises(OverloadedError):  # 120 tokens of its kind
+            await ask(scheduler, "three", urgent=False)
+        tasks += [await start(ask(scheduler, "four")) for _ in range(5)]
+        with pytest.raises(OverloadedError):  # five requests of its kind
+            await ask(scheduler, "five")
+        await asyncio.to_thread(wait_for, lambda: len(scheduler._rows) == 20)
+        held.gate.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scene())
+    assert held.seen[1:6] == ["four"] * 5
+    assert scheduler.waiting == scheduler.waiting_tokens == 0
+
+
+def test_who_leaves_makes_room_at_once(start_scheduler, held):
+    scheduler = start_scheduler(max_waiting_tokens=100)
+
+    async def scene():
+        held.hold()
+        first = await start(ask(scheduler, "one"))
+        await asyncio.to_thread(held.wait_until_entered)
+        leaver = await start(ask(scheduler, *["two"] * 20, "three " * LONG_CHARS))
+        await asyncio.to_thread(wait_for, lambda: len(scheduler._rows) >= 20)
+        assert scheduler.waiting_tokens >= 160
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        assert scheduler.waiting_tokens == 0
+        last = await start(ask(scheduler, "four"))
+        held.gate.set()
+        await asyncio.gather(first, last)
+
+    asyncio.run(scene())
+    assert held.seen == ["one", "four"]
+    assert scheduler.waiting_tokens == 0
+
+
+def test_short_texts_do_not_stand_for_long_ones(start_scheduler):
+    scheduler = start_scheduler(max_waiting=100)
+
+    async def scene():
+        for _ in range(60):
+            await ask(scheduler, "a")
+        scheduler._admission.enter(ticket := Ticket(time.monotonic() + 9, True, [], 0), 10**6, 9)
+        found = scheduler.waiting_tokens
+        scheduler._admission.leave(ticket)
+        return found
+
+    assert asyncio.run(scene()) < 500_000
+
+
+class Panic(BaseException):
+    """Like a panic of the tokenizer, which is no Exception."""
+
+
+@pytest.mark.parametrize("stage", ["encode", "run"])
+def test_even_a_panic_is_the_error_of_its_text_alone(stage, start_scheduler, held, monkeypatch):
+    scheduler = start_scheduler(max_waiting=100)
+
+    def panic(_):
+        raise Panic
+
+    with monkeypatch.context() as patch:
+        patch.setattr(held, stage, panic)
+        (outcome,) = asyncio.run(ask(scheduler, "great", timeout=5))
+    assert isinstance(outcome, RuntimeError)
+    assert str(outcome) == "Panic"
+    (outcome,) = asyncio.run(ask(scheduler, "great", timeout=5))
+    assert isinstance(outcome, Reply)
+    assert scheduler.waiting_tokens == 0
+    assert scheduler._open == 0
+
+
+def test_a_run_with_too_few_outputs_fails_and_hangs_nobody(start_scheduler, held, monkeypatch):
+    scheduler = start_scheduler()
+    monkeypatch.setattr(held, "run", lambda rows: [])
+    outcomes = asyncio.run(ask(scheduler, "great", "fine", timeout=5))
+    assert all(isinstance(outcome, RuntimeError) for outcome in outcomes)
+
+
+def test_nothing_asked_is_nothing_answered(runner):
+    assert asyncio.run(ask(runner)) == []
+
+
+def no_flow() -> Flow[Reply]:
+    yield []
+    raise AssertionError
+
+
+def test_a_fresh_text_of_the_background_waits_a_second_for_urgent_ones_at_most():
+    lane = Lane()
+    tickets = [Ticket(0, urgent, [], 0) for urgent in (False, True, True)]
+    tasks = [Task(ticket, place, 1, no_flow()) for place, ticket in enumerate(tickets)]
+    lane.put(tasks[0])
+    lane.put(tasks[1])
+    lane.put(tasks[2], computed=True)
+    lane.close()
+    assert [lane.get() for _ in range(4)] == [tasks[2], tasks[1], tasks[0], None]
+    lane.put(tasks[0])
+    time.sleep(1.1)
+    lane.put(tasks[1])
+    assert lane.get() is tasks[0]
+
+
 def test_a_long_text_holds_up_nobody_while_it_is_tokenised(start_scheduler, held):
     scheduler = start_scheduler(max_batch_tokens=4096)
     long = "great story " * (LONG_CHARS // 2)
@@ -252,7 +368,7 @@ def test_a_long_text_holds_up_nobody_while_it_is_tokenised(start_scheduler, held
 
 def test_what_would_come_too_late_is_refused_at_once(start_scheduler, held):
     scheduler = start_scheduler(max_waiting=100)
-    scheduler._token_seconds = 0.1
+    scheduler._admission.ran(1_000_000, 100_000)  # a tenth of a second for each token
 
     async def scene():
         held.hold()
@@ -260,7 +376,7 @@ def test_what_would_come_too_late_is_refused_at_once(start_scheduler, held):
         await asyncio.to_thread(held.wait_until_entered)
         tasks += [await start(ask(scheduler, "two", urgent=False)) for _ in range(10)]
         await asyncio.to_thread(wait_for, lambda: len(scheduler._rows) == 10)
-        assert scheduler.predicted_wait(urgent=False) == pytest.approx(8.0, rel=0.2)
+        assert scheduler._admission.predicted_wait(urgent=False) == pytest.approx(8.0, rel=0.2)
         with pytest.raises(OverloadedError):
             await ask(scheduler, "three", timeout=2, urgent=False)
         tasks.append(await start(ask(scheduler, "four", timeout=2)))  # goes before them

@@ -108,12 +108,18 @@ def test_a_reply_says_where_its_time_went(client):
 
 @pytest.mark.parametrize(
     ("given", "kept"),
-    [("0123456789abcdef" * 2, True), ("zanzibar", False), ("0" * 33, False), ("", False)],
+    [
+        ("0123456789abcdef" * 2, True),
+        ("123e4567-e89b-12d3-a456-426614174000", True),
+        ("zanzibar", False),
+        ("0" * 33, False),
+        ("", False),
+    ],
 )
 def test_the_gateways_request_id_is_kept_and_no_other(given, kept, client):
     found = client.get("/health/live", headers={"x-request-id": given}).headers["x-request-id"]
     assert (found == given) == kept
-    assert re.fullmatch("[0-9a-f]{32}", found)
+    assert re.fullmatch("[0-9a-f-]{32,36}", found)
 
 
 def test_log_lines_are_json_where_that_is_asked_for(process, wait_until):

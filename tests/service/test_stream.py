@@ -1,5 +1,6 @@
 """POST /predict/stream on a real server: lines in, lines out, for as long as they last."""
 
+import dataclasses
 import json
 import resource
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.backend import Phase
 from service.stream import MEDIA_TYPE
 
 TYPE = {"content-type": MEDIA_TYPE}
@@ -227,13 +229,81 @@ def test_a_full_server_makes_a_stream_wait(serving, held):
     assert len(found) == 20
 
 
-def test_a_server_that_shuts_down_says_where_it_stopped(serving, tiny_explainer, wait_until):
-    live = serving(tiny_explainer, drain_delay=5)
-    with talking(live.url) as talk:
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_server_that_shuts_down_says_where_it_stopped(idle, process, wait_until):
+    running = process(L2E_DRAIN_DELAY="0.5")
+    wait_until(lambda: httpx.get(f"{running.url}/health/ready", trust_env=False).status_code == 200)
+    with talking(running.url) as talk:
         talk.say({"text": "great"})
         assert talk.hear()["status"] == "ok"
-        live.server.handle_exit(signal.SIGTERM, None)
-        talk.say({"text": "fine"})
-        last = talk.hear()
-    assert last["summary"] == {"ok": 1, "failed": 0}
+        running.popen.terminate()
+        if not idle:
+            wait_until(
+                lambda: httpx.get(f"{running.url}/health/ready", trust_env=False).status_code == 503
+            )
+            talk.say({"text": "fine"})  # which may still be read, or not
+        heard = [talk.hear()]
+        while "summary" not in heard[-1]:
+            heard.append(talk.hear())
+        assert talk.hear() is None
+    last = heard.pop()
+    assert last["summary"] == {"ok": 1 + len(heard), "failed": 0}
+    assert len(heard) <= (not idle)
     assert last["stopped"]["type"] == "urn:l2e:problem:draining"
+    assert running.wait() == 0
+    assert not [line for line in running.lines if "Traceback" in line or "ERROR" in line]
+
+
+def test_what_was_read_to_its_end_is_whole_also_in_a_shutdown(serving, held, wait_until):
+    live = serving(held, drain_delay=5)
+    held.hold()
+    with talking(live.url) as talk:
+        talk.say({"text": "great"})
+        talk.end()
+        held.wait_until_entered()
+        live.server.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: live.backend.phase is Phase.DRAINING)
+        held.gate.set()
+        assert talk.hear()["status"] == "ok"
+        assert talk.hear() == {"summary": {"ok": 1, "failed": 0}}
+
+
+def test_a_client_that_asks_whether_to_go_on_is_told_so(live):
+    host, port = live.url.removeprefix("http://").split(":")
+    head = f"POST /predict/stream HTTP/1.1\r\nHost: x\r\nContent-Type: {MEDIA_TYPE}\r\n"
+    body = b'{"text": "great"}\n'
+    asked = f"{head}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as connection,
+        connection.makefile("rb") as file,
+    ):
+        connection.sendall(asked.encode())
+        assert file.readline().startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body)
+        assert file.readline() == b"\r\n"
+        assert file.readline().startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_result_that_json_cannot_hold_is_the_error_of_its_item(serving, held, monkeypatch):
+    client = serving(held).client
+    plain = held.explanation_flow
+
+    def spoilt(text, *given, **options):
+        one = yield from plain(text, *given, **options)
+        return dataclasses.replace(one, score=float("nan")) if text == "dull" else one
+
+    monkeypatch.setattr(held, "explanation_flow", spoilt)
+    items = [{"text": text} for text in ("great", "dull", "fine")]
+    *found, last = stream(client, *items)
+    assert [line["status"] for line in found] == ["ok", "error", "ok"]
+    assert last == {"summary": {"ok": 2, "failed": 1}}
+    batch = client.post("/predict/batch", json={"items": items}).json()
+    assert [line["status"] for line in batch["results"]] == ["ok", "error", "ok"]
+    assert batch["summary"] == {"ok": 2, "failed": 1}
+
+
+def test_a_refused_stream_is_not_read_to_its_end(live):
+    with talking(live.url, "?wrods=1") as talk:
+        assert talk.file.readline().startswith(b"HTTP/1.1 422 ")
+        head = b"".join(iter(talk.file.readline, b"\r\n"))
+        assert b"connection: close" in head.lower()
