@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from service.tickets import OverloadedError, Ticket
@@ -10,20 +11,21 @@ from service.tickets import OverloadedError, Ticket
 class Average:
     """A ratio of sums in which old observations fade.
 
-    Weighted by size: many small observations do not stand for a large one.
+    Both weight and fading go by size: many small observations do not stand for a large one.
 
     Args:
         value: to begin with.
-        weight: of that value, in units of the denominator.
+        scale: of the denominator, over which an observation fades to 1/e.
     """
 
-    def __init__(self, value: float, weight: float) -> None:
-        self._top, self._bottom = value * weight, weight
+    def __init__(self, value: float, scale: float) -> None:
+        self._top, self._bottom, self._scale = value * scale, scale, scale
 
     def add(self, top: float, bottom: float) -> None:
         """Adds an observation."""
-        self._top = 0.98 * self._top + top
-        self._bottom = 0.98 * self._bottom + bottom
+        kept = math.exp(-bottom / self._scale)
+        self._top = kept * self._top + top
+        self._bottom = kept * self._bottom + bottom
 
     @property
     def value(self) -> float:
@@ -56,8 +58,8 @@ class Admission:
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._waiting = {True: _Waiting(), False: _Waiting()}
-        self._token_seconds = Average(1e-4, 10_000)  # of a padded token in the graph
-        self._char_tokens = Average(0.25, 10_000)  # padded tokens for each character
+        self._token_seconds = Average(1e-4, 100_000)  # of a padded token in the graph
+        self._char_tokens = Average(0.25, 100_000)  # padded tokens for each character
 
     @property
     def requests(self) -> int:
@@ -78,21 +80,24 @@ class Admission:
         kinds = (True,) if urgent else (True, False)
         return sum(self._tokens_of(kind) for kind in kinds) * self._token_seconds.value
 
-    def enter(self, ticket: Ticket, chars: int, timeout: float) -> None:
+    def enter(self, ticket: Ticket, chars: int, timeout: float, *, patient: bool = False) -> None:
         """Lets a request in.
 
         Args:
             ticket: the request.
             chars: of its texts.
             timeout: seconds until nobody wants its answer any more.
+            patient: whether it may wait outside; it leaves half of the room to those that may not.
 
         Raises:
             OverloadedError: too much waits, or the answer would be late.
         """
         waiting = self._waiting[ticket.urgent]
         wait = self.predicted_wait(urgent=ticket.urgent)
-        full = len(waiting.tickets) >= self._max_requests
-        if full or wait > timeout or self._tokens_of(ticket.urgent) > self._max_tokens:
+        share = 2 if patient else 1
+        full = len(waiting.tickets) >= max(1, self._max_requests // share)
+        heavy = self._tokens_of(ticket.urgent) > self._max_tokens / share
+        if full or heavy or wait > timeout:
             raise OverloadedError(min(60.0, max(1.0, wait)))
         waiting.tickets.add(ticket)
         waiting.chars += chars

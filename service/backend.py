@@ -143,7 +143,9 @@ class Backend:
         seconds = self.settings.request_timeout
         while True:
             try:
-                return await self._scheduler.ask(queries, wish, timeout=seconds, urgent=urgent)
+                return await self._scheduler.ask(
+                    queries, wish, timeout=seconds, urgent=urgent, patient=patient
+                )
             except OverloadedError as error:
                 if not patient:
                     self.metrics.dropped("overload", len(queries))

@@ -76,13 +76,20 @@ class Scheduler:
             thread.start()
 
     async def ask(
-        self, queries: Sequence[Query], wish: Wish, *, timeout: float, urgent: bool = True
+        self,
+        queries: Sequence[Query],
+        wish: Wish,
+        *,
+        timeout: float,
+        urgent: bool = True,
+        patient: bool = False,
     ) -> list[Outcome]:
         """Answers `queries` in their order.
 
         A text that fails has its exception as outcome; one that was not reached within `timeout`
         seconds has a `DeadlineError`. Cancelling takes what has not been computed out of the line.
-        Urgent requests go before the others, which keep a tenth of the graph's time.
+        Urgent requests go before the others, which keep a tenth of the graph's time;
+        patient ones leave half of the room to others.
 
         Raises:
             OverloadedError: too many requests or tokens wait, or the answer would be late.
@@ -95,7 +102,7 @@ class Scheduler:
         ticket = Ticket(time.monotonic() + timeout, urgent, [None] * count, count)
         # Nobody may cancel it: a waiting coroutine that is cancelled abandons the ticket instead.
         ticket.done.set_running_or_notify_cancel()
-        self._enter(ticket, queries, wish, timeout)
+        self._enter(ticket, queries, wish, timeout, patient=patient)
         try:
             await asyncio.wait_for(asyncio.wrap_future(ticket.done), timeout)
         except TimeoutError:
@@ -154,11 +161,20 @@ class Scheduler:
         with self._changed:
             return self._admission.tokens
 
-    def _enter(self, ticket: Ticket, queries: Sequence[Query], wish: Wish, timeout: float) -> None:
+    def _enter(
+        self,
+        ticket: Ticket,
+        queries: Sequence[Query],
+        wish: Wish,
+        timeout: float,
+        *,
+        patient: bool,
+    ) -> None:
+        chars = sum(len(query.text) for query in queries)
         with self._changed:
             if self._closed:
                 raise ClosedError
-            self._admission.enter(ticket, sum(len(query.text) for query in queries), timeout)
+            self._admission.enter(ticket, chars, timeout, patient=patient)
             self._open += len(queries)
         for place, query in enumerate(queries):
             task = Task(ticket, place, len(query.text), self._flow(query, wish))

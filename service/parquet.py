@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS = 64  # read at a time: texts may be long
+_BUFFER_BYTES = 1 << 20
 _GROUP_ROWS = 16_384
 _GROUP_CHARS = 1 << 24  # of text, so that a row group fits in memory however long its texts are
 
@@ -37,13 +38,16 @@ def read_records(path: Path, columns: Columns) -> Iterator[Record]:
     """
     try:
         # Reading on threads of its own may hang at the interpreter's end (apache/arrow 34314).
-        file = parquet.ParquetFile(path, pre_buffer=False)
+        # Without a buffer a whole column of a row group, which may be the file, would be read.
+        file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except pa.ArrowInvalid:
         raise TableError(f"{path} is not a Parquet file; convert it, or name it right") from None
     with file:
         found = file.schema_arrow.names
         columns.check(path, found)
         wanted = [name for name in dict.fromkeys((*columns.needed, "id")) if name in found]
+        for name in wanted:
+            _check_type(path, file.schema_arrow.field(name))
         for batch in file.iter_batches(_ROWS, columns=wanted, use_threads=False):
             values = {name: _strings(batch.column(name)) for name in wanted}
             for row in range(batch.num_rows):
@@ -52,6 +56,21 @@ def read_records(path: Path, columns: Columns) -> Iterator[Record]:
                     yield Record({}, (), "a value of the row is not UTF-8")
                 else:
                     yield Record({k: v for k, v in cells.items() if v is not None}, found)
+
+
+def _check_type(path: Path, column: pa.Field) -> None:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    plain = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        pa.types.is_null,
+    )
+    if not any(check(kind) for check in plain):
+        raise TableError(f"{path}: column {column.name!r} is of type {kind}; write it as a string")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

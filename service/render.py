@@ -6,6 +6,7 @@ from typing import Any
 from models.bundle import Bundle
 from models.explainer import Explainer
 from models.rationale import Span, to_html
+from models.views import one_line
 from service.backend import Backend
 from service.errors import Problem
 from service.schemas import Options, SpanBody
@@ -41,6 +42,8 @@ def item(
 ) -> tuple[bytes, bool]:
     """The JSON of one of several texts, its result or its error, and whether it is a result.
 
+    It is one line for whatever its reader takes for the end of a line.
+
     Args:
         index: of the item.
         name: the client's own id for it.
@@ -52,7 +55,8 @@ def item(
     if isinstance(outcome, Reply):
         try:
             result = prediction(outcome, options, backend.explainer.bundle)
-            return to_json(head | {"status": "ok", "result": result}), True
+            line = to_json(head | {"status": "ok", "result": result}).decode()
+            return one_line(line).encode(), True
         except Exception as error:  # noqa: BLE001 - the other items are not to suffer
             outcome = error
     problem = outcome if isinstance(outcome, Problem) else backend.problem(outcome)

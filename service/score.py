@@ -235,6 +235,7 @@ def _key(source: Source, explainer: Explainer, options: ScoreOptions) -> dict[st
     return {
         "bundle": explainer.bundle.digest,
         "input": source.sha256,
+        "format of the input": format_of(source.path),
         "device": explainer.session.device,
         "--text-column": options.columns.text,
         "--id-column": options.columns.id,

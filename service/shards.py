@@ -92,7 +92,14 @@ class WorkFolder:
         # Remembered first, so that a run that is killed after the renaming knows its own output.
         joined = {**counts._asdict(), "sha256": digest}
         self._write(_MANIFEST, json.dumps({**self._manifest(), _JOINED: joined}, indent=2).encode())
-        self.scratch.replace(self.output)
+        try:
+            os.link(self.scratch, self.output)  # unlike a renaming, it replaces nothing
+        except FileExistsError:
+            raise exists_already(self.output) from None
+        except OSError:  # a file system without links
+            if self.output.exists():
+                raise exists_already(self.output) from None
+            self.scratch.replace(self.output)
         _sync(self.output.parent)
 
     def published(self) -> Counts | None:

@@ -58,6 +58,7 @@ class StreamResponse(Response):
         # A client that asks first whether to go on is told so when its body is asked for, which has
         # to be before the answer begins.
         self._asked = asyncio.Event()
+        self._ahead: asyncio.Future[Message] | None = None  # a message that was asked for
         self._cut = False  # the server shuts down, and has not read all of it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,34 +73,53 @@ class StreamResponse(Response):
                 reading.cancel()  # it would wait for the client to leave
         except* ClientDisconnect:
             pass
+        finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
 
     async def _read(self, receive: Receive, group: asyncio.TaskGroup) -> None:
         limit = self._backend.settings.max_body_bytes
         try:
             async for line in lines(partial(self._receive, receive), limit):
-                await self._window.enter(0 if line is None else len(line))
+                await self._room(0 if line is None else len(line), receive)
                 self._entries.put_nowait(await self._entry(line, group))
         except _DrainingError:
             self._cut = True
         self._entries.put_nowait(None)
-        while not self._cut and (await receive())["type"] != "http.disconnect":
-            pass
-        if not self._cut:
-            raise ClientDisconnect
+        while not self._cut:
+            if (await self._next(receive))["type"] == "http.disconnect":
+                raise ClientDisconnect
+            self._ahead = None
 
     async def _receive(self, receive: Receive) -> Message:
         """The next message, unless the server shuts down before it comes."""
-        message = asyncio.ensure_future(receive())
-        await asyncio.sleep(0)  # it begins
+        message = self._next(receive)
+        await asyncio.sleep(0)  # it is asked for
         self._asked.set()
+        while self._backend.phase is not Phase.DRAINING:
+            done, _ = await asyncio.wait({message}, timeout=_POLL)
+            if done:
+                self._ahead = None
+                return message.result()
+        raise _DrainingError
+
+    def _next(self, receive: Receive) -> asyncio.Future[Message]:
+        if self._ahead is None:
+            self._ahead = asyncio.ensure_future(receive())
+        return self._ahead
+
+    async def _room(self, size: int, receive: Receive) -> None:
+        """Waits until an item of this size may enter, or the client is seen to leave."""
+        entering = asyncio.ensure_future(self._window.enter(size))
         try:
-            while self._backend.phase is not Phase.DRAINING:
-                done, _ = await asyncio.wait({message}, timeout=_POLL)
-                if done:
-                    return message.result()
-            raise _DrainingError
+            message = self._next(receive)
+            either: set[asyncio.Future[Any]] = {entering, message}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if message.done() and message.result()["type"] == "http.disconnect":
+                raise ClientDisconnect
+            await entering
         finally:
-            message.cancel()
+            entering.cancel()
 
     async def _entry(self, line: bytearray | None, group: asyncio.TaskGroup) -> Entry:
         if line is None:

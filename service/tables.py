@@ -190,7 +190,8 @@ def _tsv_fields(file: TextIO) -> Iterator[_Fields]:
             yield _too_long(number), None
         else:
             fields = line.removesuffix("\n").removesuffix("\r").split("\t")
-            yield f"line {number}", fields
+            blank = len(fields) == 1 and not fields[0].strip()
+            yield f"line {number}", [] if blank else fields
 
 
 def _csv_fields(path: Path, file: TextIO) -> Iterator[_Fields]:
@@ -221,7 +222,7 @@ def _named(path: Path, rows: Iterable[_Fields], columns: Columns) -> Iterator[Re
         if fields is None:
             yield Record({}, (), place)
             continue
-        if not any(field.strip() for field in fields):
+        if not fields:  # a blank line; one with separators or quotes is a row of empty cells
             continue
         if header is None and not columns.numbered:
             header = fields

@@ -258,6 +258,26 @@ def test_background_work_keeps_no_urgent_request_out(start_scheduler, held):
     assert scheduler.waiting == scheduler.waiting_tokens == 0
 
 
+def test_the_patient_leave_half_of_the_room(start_scheduler, held):
+    scheduler = start_scheduler(max_waiting=4, max_batch_tokens=8)
+
+    async def scene():
+        held.hold()
+        tasks = [await start(ask(scheduler, "one", urgent=False))]
+        await asyncio.to_thread(held.wait_until_entered)
+        queries, wish = [Query("two")], Wish()
+        for _ in range(2):
+            work = scheduler.ask(queries, wish, timeout=9, urgent=False, patient=True)
+            tasks.append(await start(work))
+        with pytest.raises(OverloadedError):
+            await scheduler.ask(queries, wish, timeout=9, urgent=False, patient=True)
+        tasks += [await start(ask(scheduler, "three", urgent=False)) for _ in range(2)]
+        held.gate.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scene())
+
+
 def test_who_leaves_makes_room_at_once(start_scheduler, held):
     scheduler = start_scheduler(max_waiting_tokens=100)
 
@@ -284,7 +304,7 @@ def test_short_texts_do_not_stand_for_long_ones(start_scheduler):
     scheduler = start_scheduler(max_waiting=100)
 
     async def scene():
-        for _ in range(60):
+        for _ in range(1000):
             await ask(scheduler, "a")
         scheduler._admission.enter(ticket := Ticket(time.monotonic() + 9, True, [], 0), 10**6, 9)
         found = scheduler.waiting_tokens

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from l2e import main
 from models import bundle
 from service import score as stage
 from service.score import SHARD_CHARS, ScoreOptions, score
-from service.shards import WorkError
+from service.shards import Counts, WorkError, open_work
 from service.tables import MAX_CHARS, MAX_LINE, Columns, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,8 +207,21 @@ def test_csv_is_rfc_4180_and_tsv_is_unquoted(tmp_path):
     assert rows_of(tmp_path / "in.csv", content) == [
         ("1", 'two\r\nlines, "quoted"'), ("2", "plain"), ("3", "a\u2028b"),
     ]  # fmt: skip
-    content = 'text\tid\n"He said, ""so\t1\r\n \t\n\rold\t2\n'
+    content = 'text\tid\n"He said, ""so\t1\r\n  \n\rold\t2\n\n'
     assert rows_of(tmp_path / "in.tsv", content) == [("1", '"He said, ""so'), ("2", "\rold")]
+
+
+def test_empty_cells_are_a_row_and_blank_lines_are_none(tmp_path):
+    """Or the index of every later row would be another's."""
+    assert rows_of(tmp_path / "in.csv", 'text\ngreat\n""\n\ndull\n') == [
+        (None, "great"), (None, None), (None, "dull"),
+    ]  # fmt: skip
+    assert rows_of(tmp_path / "in.csv", "id,text\n1,great\n,\n3,dull\n") == [
+        ("1", "great"), ("", None), ("3", "dull"),
+    ]  # fmt: skip
+    assert rows_of(tmp_path / "in.tsv", "id\ttext\n \t\n\n3\tdull\n") == [
+        (" ", None), ("3", "dull"),
+    ]  # fmt: skip
 
 
 def test_numbers_mean_no_header_and_several_columns_are_joined(tmp_path):
@@ -384,7 +398,7 @@ import os, shutil, signal, sys
 import l2e, onnxruntime, models.explainer, service.score
 
 output, *arguments = sys.argv[1:]
-CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir")
+CHANGES = ("os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir")
 
 def run(kill_before):
     child = os.fork()
@@ -395,7 +409,8 @@ def run(kill_before):
     def watch(event, details):
         nonlocal changes
         written = event == "open" and "w" in str(details[1])
-        if (written or event in CHANGES) and os.path.basename(output) in str(details[0]):
+        where = details[1] if event == "os.link" else details[0]
+        if (written or event in CHANGES) and os.path.basename(output) in str(where):
             changes += 1
             if changes == kill_before:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -543,6 +558,33 @@ def test_another_bundle_is_refused(refused, unfinished, tiny_fields, tmp_path):
 )
 def test_other_options_are_refused(refused, unfinished, flags, words):
     refused(*unfinished, *flags, words=words)
+
+
+def test_an_input_that_would_be_read_otherwise_is_refused(refused, unfinished):
+    table, output = unfinished
+    other = table.rename(table.with_suffix(".tsv"))
+    refused(other, output, "--text-column", "0", words=["another format of the input"])
+
+
+def test_an_output_that_appears_meanwhile_is_not_touched(tmp_path):
+    output = tmp_path / "out.jsonl"
+    with open_work(output) as work:
+        work.claim({})
+        work.scratch.write_bytes(b"ours")
+        output.write_bytes(b"theirs")
+        with pytest.raises(WorkError, match="exists already"):
+            work.publish(Counts(1, 0))
+    assert output.read_bytes() == b"theirs"
+
+
+def test_a_parquet_column_that_is_no_text_is_named(refused, tmp_path):
+    table = pa.table({"id": [date(2026, 1, 2)], "text": ["great"]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    refused(
+        tmp_path / "in.parquet",
+        tmp_path / "out.jsonl",
+        words=["column 'id' is of type date32[day]", "write it as a string"],
+    )
 
 
 def test_a_changed_input_is_refused(refused, run, unfinished):

@@ -107,6 +107,14 @@ def test_a_line_over_the_limit_is_passed_over(serving, tiny_explainer):
     assert last == {"summary": {"ok": 2, "failed": 2}}
 
 
+def test_what_ends_lines_elsewhere_ends_none_here(client):
+    text = "a great\u2028story\x85and\x0ca dull film"
+    *found, last = stream(client, {"text": text}, query="?words=true&html=true")
+    assert len(found) == 1
+    assert "\u2028" in found[0]["result"]["html"]
+    assert last == {"summary": {"ok": 1, "failed": 0}}
+
+
 def test_no_lines_and_no_last_line_end(client):
     assert stream(client) == [{"summary": {"ok": 0, "failed": 0}}]
     response = client.post("/predict/stream", content=b'{"text": "great"}', headers=TYPE)
@@ -195,11 +203,12 @@ def test_ten_thousand_items_and_a_slow_reader_do_not_grow_the_server(process, wa
         assert highest - before < 40
 
 
-def test_who_leaves_is_no_longer_computed_for(serving, held, wait_until):
+@pytest.mark.parametrize("count", [50, 1000])  # less and more than the window holds
+def test_who_leaves_is_no_longer_computed_for(count, serving, held, wait_until):
     live = serving(held, max_batch_tokens=8)
     held.hold()
     with talking(live.url) as talk:
-        for _ in range(50):
+        for _ in range(count):
             talk.say({"text": "great"})
         held.wait_until_entered()
         wait_until(lambda: live.backend._scheduler.waiting_rows >= 40)
