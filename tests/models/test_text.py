@@ -341,6 +341,12 @@ def test_other_threads_run_while_a_book_is_tokenised():
     shipped = Path(__file__).resolve().parents[2] / "models/pretrained/reviews/tokenizer.json"
     reader = TextEncoder.from_json(shipped.read_text(encoding="utf-8"), max_tokens=256, overlap=32)
     text = "great story, but wholly unbelievable " * 13_000
+    # Something else may hold the processor for a moment, but not three times.
+    assert min(longest_silence(lambda: reader.encode(text)) for _ in range(3)) < 1 / 3
+
+
+def longest_silence(work):
+    """The longest time that another thread gets no turn, as a share of the work's own."""
     done, gaps = threading.Event(), []
 
     def tick():
@@ -354,8 +360,8 @@ def test_other_threads_run_while_a_book_is_tokenised():
     ticking = threading.Thread(target=tick)
     ticking.start()
     begun = time.monotonic()
-    reader.encode(text)
+    work()
     spent = time.monotonic() - begun
     done.set()
     ticking.join()
-    assert max(gaps) < spent / 3
+    return max(gaps) / spent

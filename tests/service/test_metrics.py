@@ -137,5 +137,5 @@ def test_log_lines_are_json_where_that_is_asked_for(process, wait_until):
     assert of_request["bytes"] == len(answer.content)
     for stage in STAGES:
         assert of_request["ms"] >= of_request[f"{stage}_ms"] >= 0
-    assert any("ready on cpu" in line.get("message", "") for line in lines)
+    assert any("l2e listens on" in line.get("message", "") for line in lines)
     assert "zanzibar" not in "".join(running.lines)

@@ -279,7 +279,7 @@ def test_nothing_leaves_the_origin(page, live):
     page.one("#why-not").click()
     page.settle()
     page.driver.get(f"{live.url}/docs")
-    page._wait_until(lambda: len(page.all(".endpoint")) == 5)
+    page._wait_until(lambda: len(page.all(".endpoint")) == 7)
     urls = [url for url in page.requests() if not url.startswith(("data:", "chrome:", "about:"))]
     paths = {urlsplit(url).path for url in urls if url.startswith(live.url)}
     assert {url for url in urls if not url.startswith(live.url)} == set()
@@ -289,7 +289,7 @@ def test_nothing_leaves_the_origin(page, live):
 
 def test_docs_can_be_tried(page, live):
     page.driver.get(f"{live.url}/docs")
-    page._wait_until(lambda: len(page.all(".endpoint")) == 5)
+    page._wait_until(lambda: len(page.all(".endpoint")) == 7)
     page.all(".try button")[0].click()
     page._wait_until(lambda: page.all(".try output pre"))
     assert page.one(".try output p").text.startswith("200, ")
