@@ -14,8 +14,9 @@ from training.blackbox.copies import (
     mark,
     mark_at_random,
     random_spans,
+    stretch,
 )
-from training.blackbox.fit import encode_examples, make_batches
+from training.blackbox.fit import encode_examples, make_batches, validation_scores
 from training.config import NEUTRAL, Copies, Optimization
 from training.data import Example
 from training.evaluation.neutral import measure_neutral
@@ -100,6 +101,25 @@ def test_a_text_or_window_without_rationale_is_like_any_other(encoder, draw):
     assert draw(Copies(only_rationale=1), of=early, window=len(document.windows) - 1) == [None]
     [copy] = draw(Copies(only_rationale=1), of=early)
     assert np.flatnonzero(copy.keep).tolist() == [0, 1]
+
+
+def test_masks_lie_where_no_rationale_is_too(encoder, draw):
+    document = encoder.encode(" ".join([TEXT] * 4))
+    early = LabelledDocument(document, 1, ((0, 2), (3, 4)))
+    last = len(document.windows) - 1
+    inside = mark([stretch(document.windows[last])], len(document.words))
+    lengths = set()
+    for copy in draw(Copies(random_spans=1), count=60, of=early, window=last):
+        masked = ~copy.keep
+        assert masked.any()
+        assert not (masked & ~inside).any()
+        assert copy.target.tolist() == [0, 1]
+        lengths.add(int(masked.sum()))
+    assert lengths == {1, 2, 3}  # either span, or both
+    kinds = draw(Copies(random_spans=0.5, without_rationale=0.5), count=400, of=early, window=last)
+    assert np.mean([copy is None for copy in kinds]) == pytest.approx(0.5, abs=0.07)
+    nothing = LabelledDocument(document, 1)
+    assert draw(Copies(random_spans=1), of=nothing, window=last) == [None]
 
 
 @given(
@@ -191,6 +211,23 @@ def test_the_neutral_measure_counts_texts_that_were_right(encoder):
     assert found["random_spans"] == 0
     assert found["masked_ratio"] == pytest.approx(3 / 4)
     assert measure_neutral(Judge(encoder), parts[3:4], seed=0)["without_rationale"] is None
+
+
+def test_an_epoch_is_judged_by_all_that_it_was_to_teach(encoder):
+    """Right, right and wrong; of the two that were right one turns neutral, none by chance."""
+    parts = [
+        LabelledDocument(encoder.encode("a great film for all of us"), 1, ((1, 2),)),
+        LabelledDocument(encoder.encode("great and great again"), 1, ((0, 1),)),
+        LabelledDocument(encoder.encode("a dull film"), 1, ((1, 2),)),
+    ]
+    judge = Judge(encoder)
+    found = validation_scores(judge, {"one": parts, "two": parts[2:]}, True, False, 0)
+    assert found["one"] == pytest.approx(2 / 3)
+    assert found["two"] == 0
+    assert found["without_rationale"] == 0.5  # of set two nothing counts
+    assert found["random_spans"] == 0
+    assert found["score"] == pytest.approx((1 / 3 + 0.5 + 1) / 3)
+    assert validation_scores(judge, {"one": parts}, False, False, 0)["score"] == found["one"]
 
 
 def test_a_recipe_names_the_classes(recipe):

@@ -254,7 +254,7 @@ def test_votes_are_those_that_people_marked(kind, new, tmp_path):
         black_box = new(kind)
         documents = encode_examples(black_box, marked_texts(64, 0)) * 4
         settings = Optimization(
-            epochs=2, learning_rate=1e-2 if kind == "cnn" else 3e-3, batch_rows=16, patience=2,
+            epochs=3, learning_rate=1e-2 if kind == "cnn" else 3e-3, batch_rows=16, patience=3,
             precision="fp32",
         )  # fmt: skip
         fit(

@@ -83,7 +83,15 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Maps [batch, tokens, inputs] to [batch, tokens, outputs]; mask bool [batch, tokens]."""
-        x = functional.relu(self.convolve(x.transpose(1, 2))).transpose(1, 2)
+        # As an image one pixel high, of which torch's kernels take the channels last, as they lie
+        # here: twice as fast in bfloat16.
+        image = functional.conv2d(
+            x.transpose(1, 2)[:, :, None],
+            self.convolve.weight[:, :, None],
+            self.convolve.bias,
+            padding=(0, self.convolve.kernel_size[0] // 2),
+        )
+        x = functional.relu(image)[:, :, 0].transpose(1, 2)
         if self.training and mask.sum() > 1:  # one word has no statistics
             # Of the words alone: with padding among them, what a text's company happened to be
             # would shape the norm.

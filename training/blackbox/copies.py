@@ -68,7 +68,8 @@ def draw_copy(
 
     Args:
         part: the text.
-        window: the stretch of it that is trained on; a rationale elsewhere does not count.
+        window: the stretch of it that is trained on. One that a text's rationale does not reach
+            can have random spans of its lengths masked, and is else like any text's.
         settings: how often which copy is drawn.
         classes: of the black box; with `neutral` the last one is it.
         rng: of the draw.
@@ -78,9 +79,13 @@ def draw_copy(
     """
     choice = rng.random()
     spans = rationale_inside(part, window)
-    if not spans:
-        return None
     inside = mark([stretch(window)], len(part.document.words))
+    if not spans:
+        if choice >= settings.random_spans or not part.rationale:
+            return None
+        # Masks would be seen beside a rationale only, and mean that one is missing.
+        free = random_spans(_expected(part.rationale, inside, rng), inside, rng)
+        return Copy(~mark(free, len(inside)), _certain(part.label, classes))
     gold = mark(spans, len(inside))
     label = _certain(part.label, classes)
     # The same text may come with other marks, too: what one marked distracts nobody here.
@@ -183,6 +188,12 @@ def _elsewhere(spans: Sequence[Span], inside: BoolArray, rng: np.random.Generato
     """Marks as many words as the rationale has, outside of it and in spans of its lengths."""
     free = inside & ~mark(spans, len(inside))
     return mark(random_spans(spans, free, rng), len(inside))
+
+
+def _expected(spans: Sequence[Span], inside: BoolArray, rng: np.random.Generator) -> list[Span]:
+    """Draws of a text's spans those that would fall into a window by chance, at least one."""
+    drawn = [span for span in spans if rng.random() < inside.mean()]
+    return drawn or [spans[int(rng.integers(len(spans)))]]
 
 
 def _graded(

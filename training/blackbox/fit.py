@@ -27,6 +27,7 @@ from training.blackbox.rationale_fit import (
 from training.config import NO_COPIES, Copies, Optimization, RationaleLayer
 from training.data.example import Example
 from training.data.rationale import word_ranges
+from training.evaluation.neutral import measure_neutral
 from training.loop import Loop, Progress
 
 NO_FINDINGS: Mapping[str, Finding] = MappingProxyType({})
@@ -97,10 +98,10 @@ def fit(
     seed: int,
     folder: Path,
 ) -> Progress:
-    """Fine-tunes in place; the best epoch by mean validation accuracy is kept.
+    """Fine-tunes in place; the best epoch by its validation score is kept.
 
-    Of a rationale layer that is taught what people marked, the mean of accuracy and the AUPRC of
-    its words decides: the labels are learnt epochs before the marks are.
+    Where more is taught than labels, all of it decides, see `validation_scores`: the labels are
+    learnt epochs before the rest is.
 
     An epoch visits one random window of each document. In a share of each batch, words are
     replaced by the mask token at a rate drawn from U(0, 1) per row, so that a masked text is
@@ -110,7 +111,7 @@ def fit(
     Args:
         black_box: fitted in place.
         train: repeated entries are visited repeatedly.
-        validation: accuracy is computed for each of these over whole documents.
+        validation: measured over whole documents after each epoch.
         settings: of the loop.
         mask_share: in [0, 1].
         copies: see `Copies`; by default none.
@@ -122,16 +123,8 @@ def fit(
     """
 
     def validate() -> dict[str, float]:
-        accuracy = {name: measure_accuracy(black_box, part) for name, part in validation.items()}
-        score = float(np.mean(list(accuracy.values())))
-        found = [measure_rationale(black_box, part) for part in judged]
-        if not found:
-            return {**accuracy, "score": score}
-        auprc = float(np.mean([part["auprc"] for part in found]))
-        return {**accuracy, "rationale_auprc": auprc, "score": (score + auprc) / 2}
+        return validation_scores(black_box, validation, copies.neutral, bool(rationale), seed)
 
-    marked = [part for part in validation.values() if any(text.rationale for text in part)]
-    judged = marked if rationale else []
     share = rationale.weight if rationale else 0.0
     weight = marked_weight(train, rationale.pos_weight) if rationale else 0.0
 
@@ -168,6 +161,44 @@ def fit(
         seed=seed,
         what="black box",
     ).run()
+
+
+def validation_scores(
+    black_box: HuggingFaceBlackBox,
+    validation: Mapping[str, Sequence[LabelledDocument]],
+    neutral: bool,
+    picks: bool,
+    seed: int,
+) -> dict[str, float]:
+    """Measures an epoch by all that it was to teach.
+
+    Args:
+        black_box: in training.
+        validation: name to documents.
+        neutral: whether texts without their rationale are to turn neutral.
+        picks: whether a rationale layer is taught what people marked.
+        seed: of the spans that are masked to see whether masks alone make a text neutral.
+
+    Returns:
+        Accuracy by name; `rationale_auprc`; `without_rationale` and `random_spans`, see
+        `measure_neutral`; each in [0, 1] and only where it is asked and something can be measured,
+        as a mean over the validation sets. `score` is their mean, in which `random_spans` counts
+        the other way round.
+    """
+    found = {name: measure_accuracy(black_box, part) for name, part in validation.items()}
+    goals = [float(np.mean(list(found.values())))]
+    marked = [part for part in validation.values() if any(text.rationale for text in part)]
+    if picks and marked:
+        measured = [measure_rationale(black_box, part)["auprc"] for part in marked]
+        found["rationale_auprc"] = float(np.mean(measured))
+        goals.append(found["rationale_auprc"])
+    turned = [measure_neutral(black_box, part, seed) for part in marked] if neutral else []
+    for name in ("without_rationale", "random_spans"):
+        shares = [share for part in turned if (share := part[name]) is not None]
+        if shares:
+            found[name] = float(np.mean(shares))
+            goals.append(found[name] if name == "without_rationale" else 1 - found[name])
+    return {**found, "score": float(np.mean(goals))}
 
 
 def measure_accuracy(
