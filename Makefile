@@ -75,7 +75,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	$(call packages,cpu$(comma)train$(comma)ray$(comma)dev,$(if $(TORCH_INDEX),$(torch_first)))
+	$(call packages,cpu$(comma)otel$(comma)train$(comma)ray$(comma)dev,$(if $(TORCH_INDEX),$(torch_first)))
 	@touch $(VENV)/.serve $@
 
 comma := ,

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -19,6 +19,9 @@ from service.routes import build_router
 from service.schemas import RequestModels, request_models
 from service.server import listen, serve
 from service.settings import Settings, SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 _DESCRIPTION = (
     "Labels a text and says which of its words decided, from one run of one model. "
@@ -51,16 +54,19 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
     """The service as an ASGI application.
 
     The bundle is loaded in the background when the application starts; until then `/health/ready`
-    and the predictions answer 503. `app.state.backend` holds the state.
+    and the predictions answer 503. `app.state.backend` holds the state, `app.state.tracing` what
+    makes spans, None unless `settings.traces` asks for them.
 
     Args:
         settings: None reads them from the environment.
         explainer: one that is loaded already, instead of `settings.bundle`.
 
     Raises:
-        SettingsError: a setting in the environment is bad.
+        SettingsError: a setting in the environment is bad, or traces are asked for and the extra
+            `otel` is not installed.
     """
     settings = settings or read_settings()
+    tracing = None if settings.traces == "none" else _tracing()
     backend = Backend(settings, explainer)
     models = request_models(settings)
     app = _Service(
@@ -75,8 +81,11 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
         redoc_url=None,
         openapi_url=None,
         generate_unique_id_function=lambda route: route.name,
+        # The framework's own spans hold paths and queries, its own logs the messages of errors.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.backend = backend
+    app.state.tracing = tracing
     app.include_router(build_router(backend, models))
     app.include_router(static.build_router(app.openapi()))
     errors.install(app)
@@ -86,6 +95,8 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
     app.add_middleware(LastResort)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(AccessLog, metrics=backend.metrics)
+    if tracing is not None:
+        tracing.install(app)
     return app
 
 
@@ -102,10 +113,11 @@ def main(settings: Settings | None = None) -> int:
     logs.set_up("text")
     try:
         settings = settings or read_settings()
+        logs.set_up(settings.log_format)
+        app = create_app(settings)
     except SettingsError as error:
         _log.error("%s", error)
         return 2
-    logs.set_up(settings.log_format)
     try:
         sock = listen(settings.host, settings.port)
     except OSError as error:
@@ -113,12 +125,15 @@ def main(settings: Settings | None = None) -> int:
         _log.error("cannot listen on %s: %s: choose another host or port", where, error.strerror)
         return 1
     with sock:
-        return serve(create_app(settings), sock)
+        return serve(app, sock)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     backend: Backend = app.state.backend
+    tracing: Tracing | None = app.state.tracing
+    if tracing is not None:
+        tracing.start()
     loading = asyncio.create_task(backend.start())
     await asyncio.sleep(0)  # with an explainer at hand, this is all the time it takes
     try:
@@ -126,6 +141,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await loading
         await backend.stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.stop)
+
+
+def _tracing() -> "Tracing":
+    try:
+        from service.tracing import Tracing  # noqa: PLC0415 - of an extra
+    except ModuleNotFoundError as error:
+        needed = f"traces (L2E_TRACES) need {error.name}: pip install 'l2e[otel]'"
+        raise SettingsError(f"bad setting: {needed}") from None
+    return Tracing(_version())
 
 
 def _version() -> str:

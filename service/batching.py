@@ -22,11 +22,13 @@ from service.lanes import Lane
 from service.metrics import Metrics
 from service.rows import Entry, RowQueue
 from service.tickets import (
+    JOURNAL,
     ClosedError,
     DeadlineError,
     Outcome,
     Query,
     Reply,
+    Size,
     Task,
     TextExplainer,
     Ticket,
@@ -99,7 +101,9 @@ class Scheduler:
         count = len(queries)
         if not count:
             return []
-        ticket = Ticket(time.monotonic() + timeout, urgent, [None] * count, count)
+        ticket = Ticket(
+            time.monotonic() + timeout, urgent, [None] * count, count, journal=JOURNAL.get()
+        )
         # Nobody may cancel it: a waiting coroutine that is cancelled abandons the ticket instead.
         ticket.done.set_running_or_notify_cancel()
         self._enter(ticket, queries, wish, timeout, patient=patient)
@@ -205,16 +209,16 @@ class Scheduler:
         fresh = not task.outputs
         task.enter("queue", time.monotonic())
         outcome, rows = self._step(task)
-        task.enter("tokenize" if fresh else "decode", time.monotonic())
-        tokens = sum(row.bucket for row in rows)
+        size = Size.of(rows)
+        task.enter("tokenize" if fresh else "decode", time.monotonic(), size)
         with self._changed:
             if fresh:
-                self._admission.tokenised(task.ticket, task.chars, tokens)
+                self._admission.tokenised(task.ticket, task.chars, size.padded)
             if outcome is None:
                 task.outputs, task.missing = [None] * len(rows), len(rows)
                 urgent = task.ticket.urgent
                 self._rows.add(Entry(row, task, place, urgent) for place, row in enumerate(rows))
-                self._admission.queued(task.ticket, tokens)
+                self._admission.queued(task.ticket, size.padded)
                 self._changed.notify_all()
         if outcome is not None:
             self._finish(task, outcome)
@@ -292,10 +296,12 @@ class Scheduler:
         start = time.monotonic()
         for task in tasks:
             task.enter("queue", start)
-        found = self._outputs([entry.row for entry in batch])
+        rows = [entry.row for entry in batch]
+        found = self._outputs(rows)
         end = time.monotonic()
+        size = Size.of(rows)
         for task in tasks:
-            task.enter("run", end)
+            task.enter("run", end, size)
         with self._changed:
             for entry, outputs in zip(batch, found, strict=True):
                 task = entry.owner
@@ -319,10 +325,10 @@ class Scheduler:
             if len(rows) == 1:
                 return [error]
             return [outputs for row in rows for outputs in self._outputs([row])]
-        padded = sum(row.bucket for row in rows)
-        self._metrics.ran(len(rows), padded, sum(len(row.input_ids) for row in rows))
+        size = Size.of(rows)
+        self._metrics.ran(size.rows, size.padded, size.tokens)
         with self._changed:
-            self._admission.ran(padded, time.monotonic() - start)
+            self._admission.ran(size.padded, time.monotonic() - start)
         return list(found)
 
 

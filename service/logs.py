@@ -4,11 +4,16 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Literal
+
+# The ids of the request's span where requests are traced, see `service.tracing`.
+TRACE: ContextVar[Mapping[str, str] | None] = ContextVar("trace", default=None)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, and the fields of a request or the message."""
+    """One JSON object a line: time, level, logger, ids, and a request's fields or the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -17,6 +22,7 @@ class JsonFormatter(logging.Formatter):
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            **(TRACE.get() or {}),
         }
         fields = getattr(record, "fields", None)
         return json.dumps(line | (fields or {"message": record.getMessage()}))

@@ -16,9 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import errors
 from service.metrics import Metrics
 
-STAGES = "l2e.stages"  # key of the scope
+# Keys of the scope.
+STAGES = "l2e.stages"  # seconds of each stage
+ITEMS = "l2e.items"  # how many of several texts are "ok" and how many "failed"
+REQUEST_ID = "l2e.request_id"
 _REQUEST_ID = re.compile("[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 # The page needs its own scripts, styles and icon and asks this server; nothing else is allowed.
 _SECURITY_HEADERS = {
@@ -56,6 +59,7 @@ class AccessLog:
         status = sent = 0
         given = Headers(scope=scope).get("x-request-id", "")
         identity = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope[REQUEST_ID] = identity
 
         async def count(message: Message) -> None:
             nonlocal status, sent
@@ -73,7 +77,7 @@ class AccessLog:
         try:
             await self.app(scope, receive, count)
         finally:
-            method = scope["method"] if scope["method"] in _METHODS else "other"
+            method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(scope.get("route"), "path", "-")
             seconds = time.perf_counter() - start
             self.metrics.answered(route, method, status, seconds)

@@ -11,7 +11,7 @@ from models.bundle import Bundle
 from service import errors, metrics, render
 from service.backend import Backend
 from service.errors import ProblemBody
-from service.middleware import STAGES
+from service.middleware import ITEMS, STAGES
 from service.requests import check_type, read, read_options, target_fault, while_connected
 from service.schemas import (
     BadItem,
@@ -101,7 +101,9 @@ def _add_predictions(router: APIRouter, backend: Backend, models: RequestModels)
             queries = [Query(item.text, item.target) for item in good]
             asked = backend.ask(queries, wish(wanted), urgent=False)
             outcomes = await while_connected(request, asked)
-        return await run_in_threadpool(_many, items, outcomes, wanted, backend)
+        body, ok = await run_in_threadpool(_many, items, outcomes, wanted, backend)
+        request.scope[ITEMS] = {"ok": ok, "failed": len(items) - ok}
+        return Response(body, media_type="application/json")
 
 
 def _add_stream(router: APIRouter, backend: Backend, models: RequestModels) -> None:
@@ -195,8 +197,11 @@ def _many(
     outcomes: Sequence[Outcome],
     options: BatchRequest,
     backend: Backend,
-) -> Response:
-    """The batch's body; `outcomes` has one entry for each good item, in order."""
+) -> tuple[bytes, int]:
+    """The batch's body and how many items are results.
+
+    `outcomes` has one entry for each good item, in order.
+    """
     results = []
     ok = 0
     answered = iter(outcomes)
@@ -206,8 +211,7 @@ def _many(
         results.append(body)
         ok += good
     summary = render.to_json({"ok": ok, "failed": len(results) - ok})
-    body = b'{"results":[' + b",".join(results) + b'],"summary":' + summary + b"}"
-    return Response(body, media_type="application/json")
+    return b'{"results":[' + b",".join(results) + b'],"summary":' + summary + b"}", ok
 
 
 def _json(body: object) -> Response:

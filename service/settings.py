@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.device import DeviceName
+
 _SHIPPED = Path(__file__).resolve().parent.parent / "models" / "pretrained" / "reviews"
 
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -27,9 +29,10 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all of them."
     )
     port: int = Field(8000, ge=0, le=65_535, description="TCP port; 0 takes a free one.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: DeviceName = Field(
         "auto",
-        description="Where the model runs; `cuda` fails when there is none, `auto` falls back.",
+        description="Where the model runs; `auto` takes CUDA or else the CPU, any other fails when "
+        "it does not come up. `openvino-bf16` is faster and off by about 0.03 in a logit.",
     )
     threads: int | None = Field(
         None, ge=1, le=1_024, description="Threads of the model; unset: what this process may use."
@@ -65,6 +68,11 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field(
         "text", description="One line a request for people, or one JSON object."
+    )
+    traces: Literal["none", "otlp"] = Field(
+        "none",
+        description="Where a span of each request goes; `otlp` needs the extra `otel`, and the "
+        "standard variables OTEL_* say which collector, which share and the rest.",
     )
     drain_delay: Seconds = Field(
         1.0,

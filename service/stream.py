@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service import errors, render
 from service.backend import Backend, Phase
 from service.errors import Problem
+from service.middleware import ITEMS
 from service.requests import parse, target_fault
 from service.schemas import BadItem, BatchItem, Options, read_item, wish
 from service.tickets import Outcome, Query
@@ -53,6 +54,7 @@ class StreamResponse(Response):
         self._item_model = item_model
         self._options = options
         self._window = _Window()
+        self._items = {"ok": 0, "failed": 0}
         # None is the end of the input.
         self._entries: asyncio.Queue[Entry | None] = asyncio.Queue()
         # A client that asks first whether to go on is told so when its body is asked for, which has
@@ -64,6 +66,7 @@ class StreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads and answers until the input ends, the client leaves or the server shuts down."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        scope[ITEMS] = self._items
         try:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(receive, group))
@@ -150,17 +153,17 @@ class StreamResponse(Response):
         return outcome
 
     async def _write(self, send: Send) -> None:
-        ok = failed = 0
+        items = self._items
         while (entry := await self._entries.get()) is not None:
             name, found = entry
             outcome = found if isinstance(found, Problem) else await found
             body, good = await run_in_threadpool(
-                render.item, ok + failed, name, outcome, self._options, self._backend
+                render.item, sum(items.values()), name, outcome, self._options, self._backend
             )
-            ok, failed = ok + good, failed + (not good)
+            items["ok" if good else "failed"] += 1
             await self._send(send, body)
             await self._window.leave()
-        summary: dict[str, Any] = {"summary": {"ok": ok, "failed": failed}}
+        summary: dict[str, Any] = {"summary": items}
         if self._cut:  # the client must not take this for the whole
             summary["stopped"] = errors.draining().body()
         await self._send(send, render.to_json(summary))

@@ -1,16 +1,19 @@
 """What is asked, what is answered, and the records of what is under way."""
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from models.answer import Flow, Row
 from models.explainer import Explanation
 from models.session import Outputs
 
 LONG_CHARS = 20_000  # texts from here on are tokenised apart
+_MOST_STRETCHES = 128  # that a journal keeps: a book has as many runs
 
 
 class TextExplainer(Protocol):
@@ -89,6 +92,82 @@ class DeadlineError(Exception):
 Outcome = Reply | Exception
 
 
+class Size(NamedTuple):
+    """How much was computed: rows, their tokens, and these with the padding."""
+
+    rows: int = 0
+    tokens: int = 0
+    padded: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Size":
+        """The size of `rows`."""
+        tokens = sum(len(row.input_ids) for row in rows)
+        return cls(len(rows), tokens, sum(row.bucket for row in rows))
+
+
+_NOTHING = Size()
+
+
+class Stretch(NamedTuple):
+    """A text in one of `service.metrics.STAGES`.
+
+    Attributes:
+        stage: which.
+        start: of `time.monotonic()`.
+        end: likewise.
+        size: of the run of the graph, or of the rows that the stage led to.
+    """
+
+    stage: str
+    start: float
+    end: float
+    size: Size
+
+
+class Journal:
+    """What became of one request's texts, for a trace; any thread may write.
+
+    Args:
+        keep: stages whose stretches are kept one by one; all count in the sums.
+
+    Attributes:
+        tokens: of all their rows, without padding.
+        seconds: that the texts spent in each stage; together more than passed, where several texts
+            were under way at once.
+        stretches: the first ones of the stages to keep; a run of several texts is there once.
+    """
+
+    def __init__(self, keep: Container[str] = ()) -> None:
+        self.tokens = 0
+        self.seconds: dict[str, float] = {}
+        self.stretches: dict[Stretch, None] = {}  # a set in order
+        self._keep = keep
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def note(self, stretch: Stretch) -> None:
+        """Notes where a text was."""
+        stage, start, end, size = stretch
+        with self._lock:
+            if self._closed:
+                return
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + end - start
+            if stage != "run":  # whose rows are also those of others
+                self.tokens += size.tokens
+            if stage in self._keep and len(self.stretches) < _MOST_STRETCHES:
+                self.stretches[stretch] = None
+
+    def close(self) -> None:
+        """Takes no more notes, so that it can be read while texts nobody waits for end."""
+        with self._lock:
+            self._closed = True
+
+
+# Of the request that is being answered; None where nobody wants to know.
+JOURNAL: ContextVar[Journal | None] = ContextVar("journal", default=None)
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """A request."""
@@ -102,6 +181,7 @@ class Ticket:
     tokens: int = 0  # padded, of its rows in the queue
     abandoned: bool = False  # the client left, or was told 504
     late: bool = False  # it was told 504
+    journal: Journal | None = None
 
     @property
     def wanted(self) -> bool:
@@ -124,9 +204,11 @@ class Task:
     stages: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)  # start of the stage that it is in
 
-    def enter(self, stage: str, now: float) -> None:
-        """Notes that the time since the last call went into `stage`."""
+    def enter(self, stage: str, now: float, size: Size = _NOTHING) -> None:
+        """Notes that the time since the last call went into `stage`, and what was computed."""
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self.since
+        if self.ticket.journal is not None:
+            self.ticket.journal.note(Stretch(stage, self.since, now, size))
         self.since = now
 
     @property
