@@ -66,3 +66,15 @@ def test_the_tables_of_alignment_are_those_of_their_files():
         result = json.loads((ROOT / name).read_text(encoding="utf-8"))
         section = README.partition(f"<!-- alignment: {name} -->")[2]
         assert section.lstrip().startswith(f"{alignment_to_markdown(result)}\n")
+
+
+def test_the_neutral_numbers_are_those_of_their_file():
+    result = json.loads((ROOT / "docs/results/movies_neutral.json").read_text(encoding="utf-8"))
+    [found] = result["neutral"].values()
+    [accuracy] = result["accuracy"].values()
+    said = " ".join(README.partition("docs/results/movies_neutral.json")[2].split())
+    assert f"an accuracy of {accuracy:.2f} on the 200 validation reviews" in said
+    assert (
+        f"of the {found['texts']} that it classifies correctly {found['without_rationale']:.0%}"
+        f" turn neutral without their rationale, and {found['random_spans']:.0%} without"
+    ).replace("%", " %") in said
