@@ -1,6 +1,7 @@
 """Copies of training texts with a rationale, what they ask for, and the neutral measure."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ def test_an_epoch_is_judged_by_all_that_it_was_to_teach(encoder):
         LabelledDocument(encoder.encode("great and great again"), 1, ((0, 1),)),
         LabelledDocument(encoder.encode("a dull film"), 1, ((1, 2),)),
     ]
-    judge = Judge(encoder)
+    judge: Any = Judge(encoder)
     found = validation_scores(judge, {"one": parts, "two": parts[2:]}, True, False, 0)
     assert found["one"] == pytest.approx(2 / 3)
     assert found["two"] == 0

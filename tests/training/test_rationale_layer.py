@@ -380,15 +380,17 @@ def test_pieces_of_marked_words_are_targets_and_special_tokens_none(part):
     assert (targets == 0).sum() == len(first.input_ids) - 2 - len(marked)
 
 
-def test_masked_words_are_no_targets(part):
+def test_masked_words_are_evidence_of_nothing(part):
     first = part.document.windows[0]
     keep = np.ones(len(part.document.words), dtype=bool)
     keep[[0, 3]] = False  # `the`, which nobody marked, and `dull`
     marked, known = told(part, first, piece_targets(part, first, keep))
     assert "dull" not in marked
     assert "quux" in marked
-    assert not known & {0, 3}
-    assert np.isnan(piece_targets(part, first, np.zeros_like(keep))).all()
+    assert {0, 3} <= known
+    nothing = piece_targets(part, first, np.zeros_like(keep))
+    assert np.nansum(nothing) == 0
+    assert told(part, first, nothing)[1] == known
 
 
 def test_nothing_is_known_where_no_rationale_is(part):
@@ -438,7 +440,9 @@ def test_batches_say_what_people_marked_and_are_else_the_same(new):
             known = theirs.rationale[~theirs.rationale.isnan()]
             assert set(known.tolist()) == {0, 1}
             masked = theirs.input_ids == black_box.encoder.mask_id
-            assert theirs.rationale[masked].isnan().all()
+            assert not theirs.rationale[masked].nansum()
+            told_of = ~theirs.rationale.isnan().all(1)
+            assert not theirs.rationale[masked & told_of[:, None]].isnan().any()
             assert theirs.rationale[theirs.attention_mask == 0].isnan().all()
     unknown = encode_examples(black_box, EXAMPLES[8:])
     [batch] = make_batches(black_box, unknown, FITTING, 0.5, 3, 1, marks=True)
@@ -475,10 +479,11 @@ def slow_loss(black_box, documents, batch, layer):
         logits = output.logits[row].tolist()
         labels.append(math.log(sum(map(math.exp, logits))) - logits[part.label])
         for column, place in enumerate(part.document.windows[0].word_index.tolist()):
-            if not part.rationale or place < 0 or ids[column] == black_box.encoder.mask_id:
+            if not part.rationale or place < 0:
                 continue
             chance = 1 / (1 + math.exp(-output.rationale_logits[row, column].item()))
-            inside = any(first <= place < end for first, end in part.rationale)
+            seen = ids[column] != black_box.encoder.mask_id
+            inside = seen and any(first <= place < end for first, end in part.rationale)
             pieces.append(-weight * math.log(chance) if inside else -math.log(1 - chance))
     return sum(labels) / len(labels) + layer.weight * sum(pieces) / len(pieces)
 

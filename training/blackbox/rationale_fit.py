@@ -35,16 +35,19 @@ def piece_targets(
         keep: bool [words], False for words that are masked; None keeps all.
 
     Returns:
-        float32 [tokens], 1 inside and 0 outside; NaN, nothing known, for special tokens, pieces of
-        no word and of masked words, and everywhere where no rationale lies in the window.
+        float32 [tokens], 1 inside and 0 outside and for masked words, which are evidence of
+        nothing whatever stood there: else a gap in a rationale, seen from the words around it,
+        would count like the word, and masking it would change little. NaN, nothing known, for
+        special tokens, pieces of no word, and everywhere where no rationale lies in the window.
     """
     targets = np.full(len(window.input_ids), np.nan, dtype=np.float32)
     spans = rationale_inside(part, window)
     if spans:
-        words = len(part.document.words)
-        seen = np.ones(words, dtype=np.bool_) if keep is None else keep
-        known = np.append(seen, False)[window.word_index]  # -1 is no word
-        targets[known] = mark(spans, words)[window.word_index[known]]
+        marked = mark(spans, len(part.document.words))
+        if keep is not None:
+            marked &= keep
+        known = window.word_index >= 0
+        targets[known] = marked[window.word_index[known]]
     return targets
 
 
