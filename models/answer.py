@@ -246,7 +246,7 @@ def check_golden(bundle: Bundle, session: OnnxSession, encoder: TextEncoder) -> 
         )
     expected = np.array(golden.logits + golden.weights)
     gap = float(np.abs(np.array(found.logits + found.weights) - expected).max())
-    tolerance = golden.tolerance[manifest.precision]
+    tolerance = golden.allowed(manifest.precision, session.precision)
     if not gap <= tolerance:  # so that NaN fails
         raise MismatchError(
             f"{bundle.path}: the answer to the golden text is off by {gap:.3g}, more than"

@@ -112,14 +112,14 @@ class Explainer:
 
         Args:
             path: the directory of the bundle.
-            device: auto, cpu or cuda; see `OnnxSession`.
+            device: one of `models.device.DEVICES`; see `OnnxSession`.
             threads: of the CPU; None for all this process may use.
             check_golden: False skips the golden question.
 
         Raises:
             BundleError: the bundle is damaged, its parts do not belong together, or the answer
                 differs from the golden one.
-            DeviceError: cuda was asked for and does not work.
+            DeviceError: another device than auto was asked for and does not work.
         """
         bundle = bundles.load(path)
         session = OnnxSession(bundle.model_path, device=device, threads=threads)

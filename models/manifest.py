@@ -15,6 +15,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 SCHEMA_VERSION: Final = 1
+# In what a graph multiplies its matrices: float32; float16, for GPUs; or 8-bit integers with scales
+# that were fixed when it was exported.
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+# How far a device that computes in less than the graph says may be off the golden answer, where
+# the answer itself says nothing of that precision.
+_LESS: Final = {"bf16": 0.2}
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
@@ -55,6 +61,16 @@ class Golden:
     weights: tuple[float, ...]
     tolerance: Mapping[str, float]
 
+    def allowed(self, precision: str, computed: str | None = None) -> float:
+        """Return the largest difference allowed.
+
+        Args:
+            precision: of the graph.
+            computed: in what the device computes, where it does not follow the graph.
+        """
+        own = self.tolerance[precision]
+        return own if computed is None else max(own, self.tolerance.get(computed, _LESS[computed]))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
@@ -83,6 +99,7 @@ class Golden:
 class Manifest:
     """What the pair is and how it was made.
 
+    `precision` is one of `PRECISIONS`; whatever it is, matrices are stored in float16 or less.
     `temperature` divides the logits before softmax; `max_tokens` counts the special tokens and
     `overlap` is shared by neighbouring windows, both in pieces. `times` alone may differ between
     two runs of one recipe, so `digest` leaves it out.
@@ -115,6 +132,9 @@ class Manifest:
             raise ValueError("field 'temperature' is not above 0")
         if len(self.golden.logits) != len(self.labels) or self.golden.target not in self.labels:
             raise ValueError("field 'golden' does not fit 'labels'")
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ValueError(f"field 'precision' is {self.precision!r}, not one of {known}")
         if self.precision not in self.golden.tolerance:
             raise ValueError(f"field 'golden' has no tolerance for precision {self.precision!r}")
 

@@ -5,29 +5,41 @@ here the device is checked after loading and the threads follow what this proces
 """
 
 import contextlib
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from models.binding import STRENGTHS, BoundGraph
+from models.device import (
+    CPU,
+    CUDA,
+    OPENVINO,
+    Device,
+    DeviceError,
+    DeviceName,
+    available_device,
+    available_threads,
+    check_runtimes,
+    installed_runtimes,
+    no_such_device,
+)
+from models.graph import split
 from models.manifest import CorruptFileError, MismatchError
+
+__all__ = ["DeviceError", "DeviceName", "FloatArray", "IntArray", "OnnxSession", "Outputs"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-DeviceName = Literal["auto", "cpu", "cuda"]
+# From input_ids, attention_mask and target to logits and, of a run that explains, weights and
+# label_probs.
+Run = Callable[[IntArray, IntArray, IntArray], list[FloatArray]]
 
-_CPU: Final = "CPUExecutionProvider"
-_CUDA: Final = "CUDAExecutionProvider"
-_CUDA_CURE: Final = (
-    "install the extra `gpu` into an environment without the extra `cpu`, check the NVIDIA driver"
-    " with `nvidia-smi`, or use device auto or cpu"
-)
 _INPUTS: Final = {
     "input_ids": "tensor(int64)",
     "attention_mask": "tensor(int64)",
@@ -35,18 +47,7 @@ _INPUTS: Final = {
     "explain": "tensor(bool)",
 }
 _OUTPUTS: Final = ("logits", "weights", "label_probs")
-
-
-class DeviceError(Exception):
-    """The device that was asked for cannot be used; the message says why and gives the cure."""
-
-
-class Device(NamedTuple):
-    """Where the graph runs and why there."""
-
-    name: Literal["cpu", "cuda"]
-    provider: str
-    reason: str
+_ERRORS: Final = 3  # ONNX Runtime's severity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,16 +71,19 @@ class OnnxSession:
 
     Args:
         model: the bytes of the graph or the file that holds it.
-        device: auto takes CUDA where it works and the CPU elsewhere.
-        threads: of the CPU provider, at least 1; None takes what `available_threads` says.
+        device: one of `models.device.DEVICES`; auto takes CUDA where it works and the CPU
+            elsewhere.
+        threads: of the processor, at least 1; None takes what `available_threads` says.
 
     Attributes:
-        device: "cpu" or "cuda", where the graph runs.
+        device: where the graph runs, such as "cpu".
         provider: the name that ONNX Runtime gives to it.
         device_reason: why this device, for a log line or `l2e doctor`.
+        precision: "bf16" where the device computes in it, None where it follows the graph.
 
     Raises:
-        DeviceError: cuda was asked for and does not work; there is no fallback then.
+        DeviceError: another device than auto was asked for and does not work (there is no
+            fallback then), or several wheels of ONNX Runtime are installed.
         BundleError: the graph cannot be loaded, or has other inputs or outputs.
     """
 
@@ -89,14 +93,15 @@ class OnnxSession:
         """Load the graph and check where it runs and what it takes and gives."""
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}: give at least 1, or None for all it may use")
+        check_runtimes(installed_runtimes())
         self.threads = available_threads() if threads is None else threads
         where = str(model) if isinstance(model, Path) else "the ONNX graph"
         chosen = available_device(device, ort.get_available_providers())
-        self._session, found = _open(model, where, chosen, self.threads)
-        if found.name != chosen.name and device == "cuda":
-            raise DeviceError(f"device 'cuda' does not work here: {found.reason}: {_CUDA_CURE}")
+        self._runs, found = _open(model, where, chosen, self.threads)
+        if found.provider != chosen.provider and device != "auto":
+            raise no_such_device(device, found.reason)
         self.device, self.provider, self.device_reason = found
-        _check_signature(self._session, where)
+        self.precision = found.precision
 
     def run(
         self, input_ids: IntArray, attention_mask: IntArray, target: IntArray, *, explain: bool
@@ -109,116 +114,102 @@ class OnnxSession:
             target: int64 [B], the class to explain, -1 for the predicted one.
             explain: False leaves the explainer out, and its outputs are zeros.
         """
-        feed = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "target": target,
-            "explain": np.array(explain),
-        }
-        return Outputs(*self._session.run(list(_OUTPUTS), feed))
-
-
-def available_device(requested: str, providers: Sequence[str]) -> Device:
-    """Choose where to run among what this ONNX Runtime offers.
-
-    Args:
-        requested: auto, cpu or cuda.
-        providers: the names ONNX Runtime lists as available. Being listed is necessary and not
-            sufficient: the CUDA provider may still not start.
-
-    Raises:
-        DeviceError: cuda was asked for and is not listed.
-        ValueError: `requested` is something else.
-    """
-    if requested not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {requested!r}: use auto, cpu or cuda")
-    if requested == "cpu":
-        return Device("cpu", _CPU, "cpu was asked for")
-    if _CUDA in providers:
-        return Device("cuda", _CUDA, f"this ONNX Runtime has {_CUDA}")
-    reason = f"this ONNX Runtime has no {_CUDA}"
-    if requested == "cuda":
-        raise DeviceError(f"device 'cuda' does not work here: {reason}: {_CUDA_CURE}")
-    return Device("cpu", _CPU, reason)
-
-
-def available_threads() -> int:
-    """Return how many threads this process can keep busy, by its affinity and cgroup v2 quota."""
-    # Only Linux has affinity and cgroups.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    membership = ""
-    with contextlib.suppress(OSError):
-        membership = Path("/proc/self/cgroup").read_text()
-    return thread_limit(cores or 1, cgroup_quotas(Path("/sys/fs/cgroup"), membership))
-
-
-def thread_limit(cores: int, quotas: Iterable[str]) -> int:
-    """Return the threads that fit in `cores` and in every `cpu.max` text, at least 1.
-
-    A quota is "microseconds period" or "max period". It is rounded down: one thread too many is
-    throttled in the middle of a batch, and all others wait for it.
-    """
-    limit = cores
-    for text in quotas:
-        fields = text.split()
-        if len(fields) == 2 and all(part.isdecimal() and int(part) for part in fields):
-            limit = min(limit, int(fields[0]) // int(fields[1]))
-    return max(1, limit)
-
-
-def cgroup_quotas(root: Path, membership: str) -> list[str]:
-    """Read `cpu.max` of this process's cgroup and of all its ancestors, as far as they exist.
-
-    Args:
-        root: where cgroup v2 is mounted.
-        membership: the text of /proc/self/cgroup, whose line "0::/path" is that of version 2.
-    """
-    quotas = []
-    for line in membership.splitlines():
-        if line.startswith("0::/"):
-            group = root / line.removeprefix("0::/")
-            levels = [group, *group.parents]
-            for level in levels[: levels.index(root) + 1]:
-                with contextlib.suppress(OSError):
-                    quotas.append((level / "cpu.max").read_text())
-    return quotas
+        found = self._runs[explain](input_ids, attention_mask, target)
+        if len(found) == 1:
+            shape = input_ids.shape
+            found += [np.zeros(shape, np.float32), np.zeros((*shape, STRENGTHS), np.float32)]
+        return Outputs(*found)
 
 
 def _open(
     model: bytes | Path, where: str, chosen: Device, threads: int
-) -> tuple[ort.InferenceSession, Device]:
+) -> tuple[dict[bool, Run], Device]:
     """Load the graph on the chosen device, or on the CPU with the reason why."""
+    try:
+        graphs = _load(model, chosen, threads)
+        for explain, graph in graphs.items():
+            _check_signature(graph, where, chosen, explain=explain)
+        if all(graph.get_providers()[0] == chosen.provider for graph in graphs.values()):
+            runs = {explain: _run(graph, chosen, explain) for explain, graph in graphs.items()}
+            if chosen.provider != CPU:
+                _try(runs)
+            return runs, chosen
+        reason = "see ONNX Runtime's message above"
+    except MismatchError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors have no common class of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if chosen.provider == CPU:
+            raise CorruptFileError(
+                f"{where}: ONNX Runtime cannot load it ({reason}): export the bundle again"
+            ) from error
+    cpu = Device("cpu", CPU, f"{chosen.provider} did not start: {reason}")
+    return _open(model, where, cpu, threads)
+
+
+def _load(model: bytes | Path, device: Device, threads: int) -> dict[bool, ort.InferenceSession]:
+    """Load the graph that labels alone and the one that explains; on the CPU both are one."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads would take the cores from the tokenizer and the HTTP server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors
-    providers: list[Any] = [_CPU]
-    if chosen.name == "cuda":
-        providers.insert(0, (_CUDA, {"use_tf32": "0"}))  # full float32, as on the CPU
+    options.log_severity_level = _ERRORS
+    providers: list[Any] = [CPU]
+    if device.provider != CPU:
+        providers.insert(0, (device.provider, device.options(threads)))
+    if device.provider == CUDA:
         with contextlib.redirect_stdout(sys.stderr):  # it prints, and stdout is for answers
             ort.preload_dlls()
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        session = ort.InferenceSession(source, options, providers, enable_fallback=0)
-    except Exception as error:  # ONNX Runtime's errors have no common class of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if chosen.name == "cuda":
-            cpu = Device("cpu", _CPU, f"{_CUDA} did not start: {reason}")
-            return _open(model, where, cpu, threads)
-        raise CorruptFileError(
-            f"{where}: ONNX Runtime cannot load it ({reason}): export the bundle again"
-        ) from error
-    if session.get_providers()[0] == chosen.provider:
-        return session, chosen
-    return session, Device("cpu", _CPU, f"{_CUDA} did not start: see ONNX Runtime's message above")
+    if device.provider == OPENVINO:
+        # It warns of every constant that it folds, and only the process has a say in that.
+        ort.set_default_logger_severity(_ERRORS)
+
+    def start(source: bytes | str) -> ort.InferenceSession:
+        return ort.InferenceSession(source, options, providers, enable_fallback=0)
+
+    if device.splits:
+        whole = model.read_bytes() if isinstance(model, Path) else model
+        return {explain: start(split(whole, explain=explain)) for explain in (False, True)}
+    session = start(str(model) if isinstance(model, Path) else model)
+    return {False: session, True: session}
 
 
-def _check_signature(session: ort.InferenceSession, where: str) -> None:
+def _run(graph: ort.InferenceSession, device: Device, explain: bool) -> Run:
+    """Return what runs a loaded graph and gives its outputs in order."""
+    if device.provider == CUDA:
+        return BoundGraph(graph, "cuda", explain=explain, record=device.graphs).run
+    constant = {} if device.splits else {"explain": np.array(explain)}
+    names = list(_outputs(device, explain))
+
+    def run(input_ids: IntArray, attention_mask: IntArray, target: IntArray) -> list[FloatArray]:
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask, "target": target}
+        found: list[FloatArray] = graph.run(names, feed | constant)
+        return found
+
+    return run
+
+
+def _try(runs: dict[bool, Run]) -> None:
+    """Run one row: a provider that starts may still lack a library or a kernel."""
+    row = np.zeros((1, 8), dtype=np.int64)
+    for run in runs.values():
+        run(row, np.ones_like(row), np.array([-1]))
+
+
+def _outputs(device: Device, explain: bool) -> tuple[str, ...]:
+    return _OUTPUTS if explain or not device.splits else _OUTPUTS[:1]
+
+
+def _check_signature(
+    session: ort.InferenceSession, where: str, device: Device, *, explain: bool
+) -> None:
     inputs = {entry.name: entry.type for entry in session.get_inputs()}
     outputs = [entry.name for entry in session.get_outputs()]
-    if inputs != _INPUTS or not set(_OUTPUTS) <= set(outputs):
+    expected = {name: kind for name, kind in _INPUTS.items() if name != "explain"}
+    if not device.splits:
+        expected = _INPUTS
+    if inputs != expected or not set(_outputs(device, explain)) <= set(outputs):
         raise MismatchError(
             f"{where}: is not a graph of l2e (inputs {', '.join(inputs)}; outputs"
             f" {', '.join(outputs)}): export the bundle again"

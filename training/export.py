@@ -21,6 +21,7 @@ from models.text import TextEncoder
 from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.explainer.network import ExplainerNetwork, NetworkConfig, select_states
+from training.integer import SCALE, dequantise
 
 OPSET = 18
 EXPLANATION_OUTPUTS = ("weights", "label_probs")
@@ -90,8 +91,8 @@ def to_onnx(fused: FusedModel) -> bytes:
         )
     assert program is not None
     model = program.model_proto
-    _strip(model)
-    _branch(model)
+    strip(model)
+    branch(model)
     _store_half(model, {name for name, _ in fused.named_parameters()})
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
@@ -117,6 +118,9 @@ def bundle_config(black_box: HuggingFaceBlackBox, network: ExplainerNetwork) -> 
 
 def to_torch(bundle: Bundle) -> tuple[HuggingFaceBlackBox, ExplainerNetwork]:
     """Rebuilds both torch modules from a bundle's files; logits equal the graph's within 1e-4.
+
+    They compute in float32 whatever the bundle's precision is, with the weights it holds: a
+    graph that computes in fp16 or int8 is as far off as its precision makes it.
 
     Raises:
         ValueError: when the graph lacks a weight of the configured architecture.
@@ -153,13 +157,16 @@ def _load_weights(fused: FusedModel, model: onnx.ModelProto) -> None:
         if name not in stored:
             state[name].zero_()
             continue
-        values = torch.from_numpy(numpy_helper.to_array(stored[name]).astype(np.float32))
+        found = numpy_helper.to_array(stored[name])
+        if found.dtype == np.int8:
+            found = dequantise(found, numpy_helper.to_array(stored[name + SCALE]))
+        values = torch.from_numpy(found.astype(np.float32))
         if values.shape != state[name].shape:
             raise ValueError(f"weight {name} has shape {values.shape}, not {state[name].shape}")
         state[name].copy_(values)
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Removes the exporter's notes: stack traces name this machine's folders."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
@@ -173,7 +180,7 @@ def _strip(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def _branch(model: onnx.ModelProto) -> None:
+def branch(model: onnx.ModelProto) -> None:
     """Moves what only the explanation needs into the then-branch of an `If`."""
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}

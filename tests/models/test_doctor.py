@@ -30,7 +30,7 @@ def test_a_healthy_installation(tiny_bundle):
     assert line(lines, "runtime").startswith("onnxruntime")
     assert "thread" in line(lines, "device")
     assert "torch" in line(lines, "training")
-    assert line(lines, "bundle").startswith(f"{tiny_bundle}: tiny, labels NEG, POS: whole")
+    assert line(lines, "bundle").startswith(f"{tiny_bundle}: tiny, fp32, labels NEG, POS: whole")
     assert "answers on" in line(lines, "bundle")
     assert not any("\n" in one for one in lines)
 
@@ -42,6 +42,19 @@ def test_the_device_says_why_not_cuda(tiny_bundle):
     there = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     assert line(lines, "device").startswith("cuda" if there else "cpu")
     assert "CUDAExecutionProvider" in line(lines, "device")
+
+
+@pytest.mark.parametrize("name", ["cuda-graphs", "openvino"])
+def test_a_device_that_is_asked_for(name, tiny_bundle):
+    """It is used, or there is one line that says why it cannot be."""
+    lines, healthy = doctor.report(tiny_bundle, name)
+    if healthy:
+        assert line(lines, "device").startswith(f"{name}, ")
+        assert f"answers on {name}" in line(lines, "bundle")
+    else:
+        assert line(lines, "device").startswith(f"none: device {name!r} does not work here")
+        assert line(lines, "bundle").endswith(": whole")
+    assert not any("\n" in one for one in lines)
 
 
 def test_a_missing_bundle_is_a_finding(tmp_path):
@@ -83,7 +96,13 @@ INSTALLATIONS = {
     "one runtime": ({"onnxruntime": "1.24.0"}, "onnxruntime 1.24.0", "none: ONNX Runtime cannot"),
     "two runtimes": (
         {"onnxruntime": "1.24.0", "onnxruntime-gpu": "1.24.1"},
-        "onnxruntime 1.24.0, onnxruntime-gpu 1.24.1: they overwrite each other; pip uninstall",
+        "onnxruntime 1.24.0 and onnxruntime-gpu 1.24.1 are installed and overwrite each other:"
+        " pip uninstall onnxruntime onnxruntime-gpu, then install one of the extras",
+        "none: ONNX Runtime cannot be imported",
+    ),
+    "another two": (
+        {"onnxruntime": "1.31.0", "onnxruntime-openvino": "1.24.1"},
+        "onnxruntime 1.31.0 and onnxruntime-openvino 1.24.1 are installed and overwrite",
         "none: ONNX Runtime cannot be imported",
     ),
 }

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from models.binding import BoundGraph
 from models.explainer import Explainer
+from models.graph import split
 from models.rationale import rationale_spans, word_spans
 from models.session import OnnxSession
 from models.text import bucket_length, mean_pieces, merge_pieces, pad_rows
 from training.export import FusedModel, round_weights, to_onnx, to_torch
+from training.half import to_half
 from training.release import ParityError, check_parity
 
 SHAPES = [(1, 1), (1, 512), (7, 33)]
@@ -340,3 +344,50 @@ def test_the_card_says_what_was_checked(torch_bundle):
     assert card["validation"]["texts"] == 12
     assert 0 <= card["validation"]["calibration_error"] <= 1
     assert torch_bundle.manifest.temperature == card["validation"]["temperature"]
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_runs_on_bound_buffers_are_the_plain_runs(pair, record):
+    """With rows that only fill a bucket, too; to the last bit."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    graphs = {}
+    for explain in (True, False):
+        half = split(pair.model, explain=explain)
+        session = ort.InferenceSession(half, options, ["CPUExecutionProvider"])
+        graphs[explain] = BoundGraph(session, "cpu", explain=explain, record=record)
+    for shape in ((3, 24), (1, 24), (7, 33), (4, 24)):
+        ids, mask, target = rows(*shape)
+        feed = (ids.numpy(), mask.numpy(), target.numpy())
+        expected = run(pair.session, ids, mask, target)
+        found = graphs[True].run(*feed)
+        assert [part.tobytes() for part in found] == [part.tobytes() for part in expected]
+        [logits] = graphs[False].run(*feed)
+        assert logits.tobytes() == expected[0].tobytes()
+
+
+def gpu_answers(model, device):
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDAExecutionProvider")
+    session = OnnxSession(model, device=device)
+    return [run(session, *rows(*shape)) for shape in ((3, 24), (1, 24), (3, 24))]
+
+
+# Not run where they were written: there was no GPU.
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("device", "precision"), [("cuda", "fp32"), ("cuda", "fp16"), ("cuda-graphs", "fp16")]
+)
+def test_a_gpu_answers_as_the_processor(pair, device, precision):
+    model = pair.model if precision == "fp32" else to_half(pair.model)
+    for found, shape in zip(gpu_answers(model, device), ((3, 24), (1, 24), (3, 24)), strict=True):
+        ids, mask, target = rows(*shape)
+        inside = mask.numpy() == 1
+        logits, weights, chances = run(pair.session, ids, mask, target)
+        atol = 1e-3 if precision == "fp32" else 3e-2
+        np.testing.assert_allclose(found[0], logits, atol=atol)
+        np.testing.assert_allclose(found[1][inside], weights[inside], atol=atol)
+        np.testing.assert_allclose(found[2][inside], chances[inside], atol=atol)
