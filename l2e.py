@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -35,6 +36,22 @@ example:
 
 Killed at any time, the same command goes on where it was and writes the same bytes; until it is
 done, answers.jsonl.part keeps what there is. A bad row gets status "error" and a reason.
+
+On a cluster, with 'l2e[cpu,ray]' on each of its machines; run it on one of them:
+  RAY_ADDRESS=head:6379 l2e score reviews.csv answers.jsonl --engine ray
+
+IN, OUT and the bundle need to be on that machine only. It writes the same bytes, and what one
+engine began the other goes on with.
+"""
+PRECISIONS = """\
+precisions:
+  fp32   the default; matrices are stored in float16 (half the size) and computed with in float32
+  fp16   computed in float16, for GPUs; layer norms, softmax and logits in float32
+  int8   linear layers in 8-bit integers, scales fixed on training texts, for processors
+
+fp16 and int8 are compared with fp32 on validation texts and refused where labels, rationales or the
+independence of the batch do not hold; the numbers are in the bundle's card. Dynamic int8 is not
+offered: its scales follow the batch, so a text's answer would depend on other texts.
 """
 SERVING = ("onnxruntime",)
 # Every module of the extra that the training half cannot start without.
@@ -42,6 +59,7 @@ TRAINING = (
     *("torch", "transformers", "lime", "captum", "pyarrow", "scipy", "sklearn", "safetensors"),
     *("onnx", "onnxscript", "tqdm", "matplotlib", *SERVING),
 )
+RAY = ("ray", "pyarrow", "pandas")
 # What stands beside a RECIPE.toml; the recipe itself says the rest.
 BESIDE_RECIPE = ("recipe", "set", "runs", "debug")
 
@@ -102,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(verbs)
     doctor = _add(verbs, "doctor", _doctor, "say what is installed and which device will be used")
     _add_bundle(doctor)
+    _add_device(doctor, default="auto")
     return parser
 
 
@@ -123,6 +142,20 @@ def _add_run(verbs: Any) -> None:
         parser = _add(verbs, name, _recipe_command, f"{text}; continues where it was killed")
         parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
         _add_recipe_options(parser)
+        if name == "export":
+            _add_precision(parser)
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_export)
+    parser.epilog = PRECISIONS
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of the bundle; another than fp32 is made beside it, in runs/NAME/bundle-PRECISION",
+    )
 
 
 def _add_recipe_options(
@@ -333,24 +366,64 @@ def _add_score(verbs: Any) -> None:
     parser.add_argument("--max-words", type=int, metavar="N", help="words in a rationale at most")
     _add_device(parser, default="auto")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="of the processor; default: all it may use"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of the processor; default: all it may use, one for each worker of ray",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="ray runs on the cluster at RAY_ADDRESS, or on one that it starts here",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="actors of ray at most; default: as many as the cluster has processors for",
     )
 
 
 def _add_bench(verbs: Any) -> None:
-    parser = _add(verbs, "bench", _bench, "time the explanation against the label and teachers")
+    parser = _add(
+        verbs,
+        "bench",
+        _bench,
+        "time the classifier alone, label only, label and rationale, and other ways to explain, "
+        "side by side on this machine; some of the others take minutes, --quick leaves them out",
+    )
     _add_bundle(parser)
     parser.add_argument(
-        "--against", default="lime,occlusion", metavar="NAMES", help="teachers, with commas"
+        "--against",
+        default="all",
+        metavar="NAMES",
+        help="teachers, NAME[=BUDGET] with commas, lime_onnx (LIME on the session that replies), "
+        "lime_package and captum_gradient (the packages, on torch); '' for none; default: all",
     )
-    _add_budget(parser, "of the teachers")
+    _add_budget(parser, "of the teachers that name none of their own")
+    parser.add_argument("--tokens", default="24,128,512", metavar="N,…", help="lengths of texts")
+    parser.add_argument("--batches", default="1,8,32", metavar="N,…", help="texts in one call")
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="the median is given")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the texts")
+    parser.add_argument("--quick", action="store_true", help="what can be had in under a minute")
+    parser.add_argument(
+        "--http", action="store_true", help="time the same texts through `l2e serve`, too"
+    )
+    _add_device(parser, default="auto")
     _add_json(parser)
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
+    from models.device import DEVICES
+
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default=default, help="cuda fails without one"
+        "--device",
+        choices=DEVICES,
+        default=default,
+        metavar="NAME",
+        help=f"{', '.join(DEVICES)}; auto takes CUDA or else the CPU, any other fails where it "
+        "does not come up; openvino-bf16 is off by about 0.03 in a logit",
     )
 
 
@@ -365,6 +438,16 @@ def _recipe_command(options: argparse.Namespace) -> int:
     from training import commands
 
     return commands.run_recipe(options.recipe, options.set, options.runs, options.verb)
+
+
+def _export(options: argparse.Namespace) -> int:
+    status = _recipe_command(options)
+    if options.precision != "fp32":
+        from training.precision import export_as
+
+        path = export_as(options.recipe, options.set, options.runs, options.precision)
+        print(f"bundle: {path}")
+    return status
 
 
 def _attribute(options: argparse.Namespace) -> int:
@@ -477,6 +560,7 @@ def _score(options: argparse.Namespace) -> int:
     from service.tables import Columns
 
     check_paths(options.input, options.output)  # before a bundle is loaded, which takes seconds
+    engine = _score_engine(options)
     explainer = Explainer.load(options.bundle, device=options.device, threads=options.threads)
     asked = ScoreOptions(
         columns=Columns(options.text_column, options.id_column),
@@ -484,15 +568,30 @@ def _score(options: argparse.Namespace) -> int:
         explain=not options.no_explain,
         max_words=options.max_words,
     )
-    rows, errors = score(options.input, options.output, explainer, asked)
+    with contextlib.redirect_stdout(sys.stderr):  # where Ray may print what it likes
+        rows, errors = score(options.input, options.output, explainer, asked, engine)
     print(f"{options.output}: {rows:,} rows, {errors:,} of them errors", file=sys.stderr)
     return 0
+
+
+def _score_engine(options: argparse.Namespace) -> Any:
+    from service.score import run_locally
+
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers {options.workers}: give at least 1")
+    if options.engine == "local":
+        return run_locally
+    _need(RAY, "ray")
+    from service.ray_engine import RayEngine, connect
+
+    connect()  # before a large input is read in vain
+    return RayEngine(options.workers, 1 if options.threads is None else options.threads)
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from models.doctor import report
 
-    lines, healthy = report(options.bundle)
+    lines, healthy = report(options.bundle, options.device)
     print("\n".join(lines))
     return 0 if healthy else 1
 
@@ -508,11 +607,10 @@ def _need(packages: Sequence[str], extra: str) -> None:
 
 def _is_bad_input(error: Exception) -> bool:
     from models.bundle import BundleError
+    from models.device import DeviceError
 
     paths = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-    session = sys.modules.get("models.session")  # not to be imported without ONNX Runtime
-    device = () if session is None else (session.DeviceError,)
-    return isinstance(error, (ValueError, BundleError, *paths, *device))
+    return isinstance(error, (ValueError, BundleError, DeviceError, *paths))
 
 
 def _one_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from models.explainer import Explainer, Explanation
 from models.progress import TextProgress
@@ -58,12 +58,14 @@ class Source:
         path: of the file.
         sha256: of its content.
         rows: in it.
+        shards: that they are cut into.
         stat: what changes when somebody writes to it.
     """
 
     path: Path
     sha256: str
     rows: int
+    shards: int
     stat: tuple[int, int, int]
 
     def check(self) -> None:
@@ -73,6 +75,91 @@ class Source:
                 f"{self.path} changed while it was read: repeat the command when it is as it was, "
                 "or remove the work folder to begin anew"
             )
+
+
+class Job(NamedTuple):
+    """A shard to do.
+
+    Attributes:
+        number: of the shard, from 0.
+        start: the index of its first row.
+        rows: in the order of the input.
+    """
+
+    number: int
+    start: int
+    rows: Sequence[InputRow]
+
+
+class Done(NamedTuple):
+    """A finished shard: its number, a line of JSON per row, and how many there are."""
+
+    number: int
+    lines: bytes
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done with an input; small enough to be sent to another process.
+
+    Attributes:
+        source: the input.
+        options: what is asked of each row.
+        suffix: of the output.
+        finished: the shards that an earlier run has done.
+    """
+
+    source: Source
+    options: ScoreOptions
+    suffix: str
+    finished: frozenset[int]
+
+    @property
+    def missing(self) -> int:
+        """How many shards are to be done."""
+        return self.source.shards - len(self.finished)
+
+    def jobs(self) -> Iterator[Job]:
+        """Reads the input and yields the shards that are missing, each when it is asked for.
+
+        Raises:
+            WorkError: the input is no longer what it was.
+        """
+        self.source.check()
+        start = 0
+        for number, rows in enumerate(cut(read_rows(self.source.path, self.options.columns))):
+            if number not in self.finished:
+                yield Job(number, start, rows)
+            start += len(rows)
+
+    def do(self, explainer: Explainer, job: Job) -> Done:
+        """Answers the rows of a shard; a bad one fails alone."""
+        checked = [_checked(row, self.suffix) for row in job.rows]
+        texts = [row.text for row in checked if row.error is None]
+        answers = iter(self.options.answer(explainer, texts))
+        lines = []
+        for index, row in enumerate(checked, job.start):
+            if row.error is None:
+                record = answered(index, row.id, next(answers))
+            else:
+                record = failed(index, row.id, row.error)
+            lines.append(to_line(record))
+        return Done(job.number, b"".join(lines), Counts(len(checked), len(checked) - len(texts)))
+
+
+class Engine(Protocol):
+    """Where shards are computed."""
+
+    def __call__(self, explainer: Explainer, work: Work) -> Iterator[Done]:
+        """Does all of `work.jobs()` and yields each result when it is there, in any order."""
+        ...
+
+
+def run_locally(explainer: Explainer, work: Work) -> Iterator[Done]:
+    """Does the jobs one after the other in this process; an `Engine`."""
+    for job in work.jobs():
+        yield work.do(explainer, job)
 
 
 def check_paths(source: Path, output: Path) -> None:
@@ -93,7 +180,13 @@ def check_paths(source: Path, output: Path) -> None:
         raise exists_already(output)
 
 
-def score(source: Path, output: Path, explainer: Explainer, options: ScoreOptions) -> Counts:
+def score(
+    source: Path,
+    output: Path,
+    explainer: Explainer,
+    options: ScoreOptions,
+    engine: Engine = run_locally,
+) -> Counts:
     """Answers every row of a file.
 
     Args:
@@ -102,6 +195,7 @@ def score(source: Path, output: Path, explainer: Explainer, options: ScoreOption
             `output.part` beside it keeps what is done.
         explainer: that answers.
         options: what is asked.
+        engine: where the work is done; the bytes of the output do not depend on it.
 
     Returns:
         How many rows were written, and how many of them as errors.
@@ -118,15 +212,15 @@ def score(source: Path, output: Path, explainer: Explainer, options: ScoreOption
     for label in explainer.labels:
         check_cell(label, suffix, f"label {label!r}")
     found = survey(source, options.columns)
-    with open_work(output) as work:
-        counts = work.published()
-        work.claim(_key(found, explainer, options))
+    with open_work(output) as folder:
+        counts = folder.published()
+        folder.claim(_key(found, explainer, options))
         if counts is None:
-            shards = _compute(found, explainer, options, work, suffix)
-            write_results(work.scratch, suffix, work.read(len(shards)))
+            shards = _compute(found, explainer, options, folder, suffix, engine)
+            write_results(folder.scratch, suffix, folder.read(len(shards)))
             counts = Counts(found.rows, sum(shard.errors for shard in shards.values()))
-            work.publish(counts)
-        work.remove()
+            folder.publish(counts)
+        folder.remove()
     return counts
 
 
@@ -139,15 +233,17 @@ def survey(path: Path, columns: Columns) -> Source:
     stat = _stat(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    rows, missing = 0, set(columns.needed)
+    rows, shards, missing = 0, 0, set(columns.needed)
     first: Sequence[str] = ()
-    for row in read_rows(path, columns):
-        rows += 1
-        missing.difference_update(row.columns)
-        first = first or row.columns
+    for shard in cut(read_rows(path, columns)):
+        rows += len(shard)
+        shards += 1
+        for row in shard:
+            missing.difference_update(row.columns)
+            first = first or row.columns
     if missing and first:
         columns.check(path, first)
-    return Source(path, digest, rows, stat)
+    return Source(path, digest, rows, shards, stat)
 
 
 def cut(rows: Iterable[InputRow]) -> Iterator[list[InputRow]]:
@@ -164,55 +260,29 @@ def cut(rows: Iterable[InputRow]) -> Iterator[list[InputRow]]:
         yield shard
 
 
-def score_shard(
-    explainer: Explainer, rows: Sequence[InputRow], start: int, options: ScoreOptions, suffix: str
-) -> tuple[bytes, Counts]:
-    """Answers some rows; a bad one fails alone.
-
-    Args:
-        explainer: that answers.
-        rows: in the order of the input.
-        start: the index of the first.
-        options: what is asked.
-        suffix: of the output.
-
-    Returns:
-        A line of JSON per row, and how many there are.
-    """
-    checked = [_checked(row, suffix) for row in rows]
-    texts = [row.text for row in checked if row.error is None]
-    answers = iter(options.answer(explainer, texts))
-    lines = []
-    for index, row in enumerate(checked, start):
-        if row.error is None:
-            record = answered(index, row.id, next(answers))
-        else:
-            record = failed(index, row.id, row.error)
-        lines.append(to_line(record))
-    return b"".join(lines), Counts(len(rows), len(rows) - len(texts))
-
-
 def _compute(
-    source: Source,
+    found: Source,
     explainer: Explainer,
     options: ScoreOptions,
-    work: WorkFolder,
+    folder: WorkFolder,
     suffix: str,
+    engine: Engine,
 ) -> dict[int, Counts]:
     """Computes the shards that are missing, and returns the counts of all."""
-    counts = work.shards()
-    done = sum(shard.rows for shard in counts.values())
-    start = 0
-    with TextProgress(source.path.name, source.rows, done) as progress:
-        for number, rows in enumerate(cut(read_rows(source.path, options.columns))):
-            if number not in counts:
-                lines, found = score_shard(explainer, rows, start, options, suffix)
-                source.check()
-                work.add(number, lines, found)
-                counts[number] = found
-                progress.add(len(rows))
-            start += len(rows)
-    source.check()
+    counts = folder.shards()
+    work = Work(found, options, suffix, frozenset(counts))
+    before = sum(shard.rows for shard in counts.values())
+    with TextProgress(found.path.name, found.rows, before) as progress:
+        if work.missing:
+            for done in engine(explainer, work):
+                found.check()
+                folder.add(*done)
+                counts[done.number] = done.counts
+                progress.add(done.counts.rows)
+    found.check()
+    if len(counts) != found.shards:
+        missing = found.shards - len(counts)
+        raise RuntimeError(f"{missing} shards of {found.path} are missing: repeat the command")
     return counts
 
 

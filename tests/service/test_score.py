@@ -17,7 +17,7 @@ from pyarrow import parquet
 from l2e import main
 from models import bundle
 from service import score as stage
-from service.score import SHARD_CHARS, ScoreOptions, score
+from service.score import SHARD_CHARS, ScoreOptions, run_locally, score
 from service.shards import Counts, WorkError, open_work
 from service.tables import MAX_CHARS, MAX_LINE, Columns, read_rows
 
@@ -326,6 +326,7 @@ def test_an_id_that_tsv_cannot_hold_is_an_error_of_its_row(run, tmp_path):
         ("in.parquet", "text\na\n", (), ["in.parquet is not a Parquet file"]),
         ("in.jsonl", '{"text": "a"}', ("--target", "so so"), ["unknown target", "NEG, POS"]),
         ("in.jsonl", '{"text": "a"}', ("--max-words", "0"), ["give at least 1"]),
+        ("in.jsonl", '{"text": "a"}', ("--workers", "0"), ["--workers 0: give at least 1"]),
         ("in.jsonl", '{"text": "a"}', ("--no-explain", "--max-words", "3"), ["leave one of them"]),
     ],
 )
@@ -503,6 +504,17 @@ def test_killed_twice_while_it_works(run, started, rows, tmp_path):
     assert shown.startswith("in.jsonl: 3000/4000 texts done already\n")
     assert output.read_bytes() == undisturbed
     assert not output.with_name("out.jsonl.part").exists()
+
+
+def test_an_engine_that_leaves_out_shards_is_noticed(shards, tiny_explainer, tmp_path):
+    def careless(explainer, work):
+        yield from list(run_locally(explainer, work))[1:]
+
+    with pytest.raises(RuntimeError, match=r"^1 shards of .* are missing: repeat"):
+        score(shards[0], tmp_path / "out.csv", tiny_explainer, ScoreOptions(), careless)
+    assert not (tmp_path / "out.csv").exists()
+    score(shards[0], tmp_path / "out.csv", tiny_explainer, ScoreOptions())
+    assert (tmp_path / "out.csv").read_bytes() == shards[1]
 
 
 def test_a_second_process_on_the_same_output_is_refused(refused, started, rows, tmp_path):
