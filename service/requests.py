@@ -1,6 +1,7 @@
 """From the bytes of a request to a checked model, and the watch for clients that leave."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Coroutine, Sequence
 from email.message import Message
@@ -51,20 +52,23 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) 
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_gone(request))
+    leaving.add_done_callback(lambda _: working.cancel())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await working
+    except asyncio.CancelledError:
+        this = asyncio.current_task()
+        if not leaving.done() or (this is not None and this.cancelling()):
+            raise  # the server ends
+        raise ClientDisconnect from None
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        leaving.cancel()  # nothing waits for it: each turn of the loop counts here
 
 
 async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    # What cannot be heard is gone, too.
+    with contextlib.suppress(Exception):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
 
 def check_type(request: Request, media_type: str) -> None:

@@ -86,8 +86,8 @@ def configure(app: FastAPI) -> uvicorn.Config:
     backend: Backend = app.state.backend
     return uvicorn.Config(
         app,
-        loop="asyncio",
-        http="h11",
+        loop="uvloop",
+        http="httptools",
         ws="none",
         lifespan="on",
         log_config=None,
