@@ -49,8 +49,8 @@ fix: $(VENV)/.dev  ## format, and repair what ruff can
 pipeline: $(VENV)/.dev  ## make a bundle from a recipe, every stage, resumable
 	$(BIN)/l2e run $(RECIPE)
 
-bench: $(VENV)/.dev  ## speed of the bundle against its teachers, on this machine
-	$(BIN)/l2e bench --bundle $(BUNDLE)
+bench: $(VENV)/.dev  ## what an explanation costs on this machine, in under a minute
+	$(BIN)/l2e bench --quick --bundle $(BUNDLE)
 
 clean:  ## remove .venv, caches and build products
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -27,15 +27,17 @@ from training.evaluation.align_plan import plan_trials
 from training.evaluation.align_plot import draw_alignment
 from training.evaluation.align_result import to_json
 from training.evaluation.compare import compare_teachers
-from training.evaluation.efficiency import measure_speed
+from training.evaluation.efficiency import Plan, measure_speed
 from training.evaluation.evaluate import Setting, evaluate
+from training.evaluation.http_cost import measure_http
 from training.evaluation.report import (
     alignment_to_markdown,
     format_result,
-    format_speed,
     format_teachers,
 )
+from training.evaluation.rivals import ALL, PACKAGES
 from training.evaluation.shards import texts_digest
+from training.evaluation.speed_report import bench_to_markdown
 from training.recipe import read_comparison, read_recipe, read_study
 from training.runtime import native_precision, tune_memory, use_threads, write_json, write_text
 from training.stages import STAGES, guard_recipe
@@ -178,15 +180,53 @@ def align(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """`l2e bench`."""
-    names = [name for name in options.against.split(",") if name.strip()]
-    teachers = with_budgets(names, options.budget)
     if options.repeats < 1:
         raise ValueError(f"--repeats {options.repeats}: give at least 1")
+    _check_seed(options.seed)
+    plan = Plan(
+        against=rival_budgets(options.against, options.budget),
+        tokens=_parse_numbers("--tokens", options.tokens, least=8),
+        batches=_parse_numbers("--batches", options.batches, least=1),
+        repeats=options.repeats,
+        seed=options.seed,
+        quick=options.quick,
+    )
     _prepare()
-    explainer = Explainer.load(options.bundle)
-    result = measure_speed(explainer, teachers, options.repeats)
-    _report(result, options.json, format_speed)
+    explainer = Explainer.load(options.bundle, device=options.device)
+    result = measure_speed(explainer, plan)
+    if options.http:
+        result["http"] = measure_http(explainer, plan)
+    _report(result, options.json, bench_to_markdown)
     return 0
+
+
+def rival_budgets(against: str, budget: int | None) -> dict[str, int]:
+    """Reads `NAME[=BUDGET],…`, where a name is that of a teacher or of a package, or `all`.
+
+    Raises:
+        ValueError: as `with_budgets`.
+    """
+    found: dict[str, int] = {}
+    names = ALL if against.strip() == "all" else against.split(",")
+    for given in filter(None, map(str.strip, names)):
+        name, _, own = given.partition("=")
+        if name not in PACKAGES:
+            new = with_budgets([given], budget)
+        elif own and not (own.isdecimal() and int(own) >= 3 and PACKAGES[name]):
+            raise ValueError(f"--against {given}: write NAME or NAME=SAMPLES, 3 or more")
+        else:
+            new = {name: int(own) if own else PACKAGES[name]}
+        if found.keys() & new:
+            raise ValueError(f"--against {name} is given twice: run once for each budget")
+        found |= new
+    return found
+
+
+def _parse_numbers(flag: str, text: str, least: int) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise ValueError(f"{flag} {text}: write numbers from {least} on, with commas")
+    return tuple(map(int, parts))
 
 
 def with_budgets(teachers: Sequence[str], budget: int | None) -> dict[str, int]:

@@ -32,7 +32,7 @@ from training.attribution import kernel_shap, lime
 from training.attribution.perturbation import evaluate_copies
 from training.blackbox.huggingface import TOKEN_BUDGET, HuggingFaceBlackBox
 from training.blackbox.protocol import explained_value
-from training.evaluation.efficiency import machine
+from training.evaluation.machine import machine
 from training.evaluation.report import packages_to_markdown
 from training.export import to_torch
 from training.runtime import native_precision, tune_memory, use_threads, write_json

@@ -1,163 +1,237 @@
-"""The service under load, against the same graph in a bare loop.
+"""The service under load, against the same graph in a bare loop and against a simulated queue.
 
-    python -m tests.bench.http [--bundle DIR] [--seconds N] [--json FILE]
+    python -m tests.bench.http [--bundle DIR] [--pin] [--seconds N] [--json FILE]
 
 A server process on this machine is asked over kept-alive connections by a small client in this
-process; both share the same cores, so the client's own work counts against the server. Measured:
-what HTTP adds to one request on an idle server, texts a second with all connections busy against
-sorted batches in a bare loop (tokenisation included), and latency with requests that arrive by
-a clock, whether or not earlier ones were answered, at 70 % and 200 % of what the server can do.
+process. By default both share the cores, so that the client's own work counts against the server;
+with --pin they have cores of their own, and the bare loop runs on the server's. What is compared
+takes turns, pass by pass, so that a noisy moment meets both. Measured: what HTTP adds to one
+request on an idle server and where it goes; texts a second with all connections busy against sorted
+batches in a bare loop (tokenisation included); latency of requests that arrive by a clock, whether
+or not earlier ones were answered, at 70 % and 200 % of what the server can do, against the queue of
+`tests.bench.queue` on the same arrivals. L2E_DEVICE and L2E_THREADS hold for both sides.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
-import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.answer import Row, answer_flow, run_rows
-from models.bundle import load
 from models.explainer import Explainer
 from models.text import plan_batches
 from service.settings import Settings
-from training.evaluation.efficiency import machine
-from training.runtime import write_json
+from tests.bench.load import Load, arrivals, clock, connected, flood, get, in_turn, post, predict
+from tests.bench.queue import BatchTimes, measure_batches, simulate
+from tests.bench.results import finish, say
+from tests.bench.servers import SERVICE, Cores, pin_cores, running_on, server, share_cores
+from tests.bench.texts import SHORT, mean_tokens, mixed_texts
+from training.evaluation.machine import machine
+from training.evaluation.speed_report import serving_to_markdown
+from training.evaluation.timing import quartiles
 
-SENTENCE = (
-    "the story drags in places yet every scene with her is charming and i would gladly see it "
-    "again while the music was dull and far too loud but nobody left before the end"
-)
-TOKENS = (8, 510)  # words of the mixed texts; a word of these is about a token
-MEAN = 140
-SHORT = 22  # words of a text of about 24 tokens
-CONNECTIONS = 64
+SINGLE = 300  # requests on an idle server
+BATCH = 32  # texts of a request to /predict/batch
 
 
-@dataclass
-class Load:
-    """What a number of requests gave.
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share.
 
     Attributes:
-        seconds: latencies of those answered with 200.
-        refused: how many were answered otherwise.
-        rate: answered with 200 for each second that requests arrived.
+        port: of the server.
+        explainer: the same bundle in this process, loaded on the server's cores.
+        texts: of many lengths.
+        cores: who runs where.
+        seconds: of a flood, all its passes together.
+        load_seconds: of requests that arrive by a clock.
+        passes: that a flood is cut into.
     """
 
-    seconds: list[float] = field(default_factory=list)
-    refused: int = 0
-    rate: float = 0.0
-
-    def quantile(self, share: float) -> float:
-        """Milliseconds that so many of the answered requests took at most."""
-        return 1000 * float(np.quantile(self.seconds, share))
-
-
-class Connection:
-    """One kept-alive connection; as little client as will do."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    async def open(self) -> Connection:
-        """Connects."""
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
-        sock: socket.socket = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return self
-
-    async def post(self, request: bytes) -> int:
-        """Sends a request and reads its answer; returns the status."""
-        self.writer.write(request)
-        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
-        await self.reader.readexactly(length)
-        return int(head[9:12])
-
-    def close(self) -> None:
-        """Hangs up."""
-        self.writer.close()
+    port: int
+    explainer: Explainer
+    texts: Sequence[str]
+    cores: Cores
+    seconds: float
+    load_seconds: float
+    passes: int
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="The service under load.")
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each flood")
+    parser.add_argument("--load-seconds", type=float, default=60.0, help="of each clock")
+    parser.add_argument("--passes", type=int, default=5, help="that a flood is cut into")
+    parser.add_argument("--pin", action="store_true", help="cores of their own for both sides")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    explainer = Explainer.load(options.bundle, device="cpu")
+    cores = pin_cores() if options.pin else share_cores()
+    with running_on(cores.server):  # its threads stay there
+        explainer = Explainer.load(
+            options.bundle, device=Settings().device, threads=Settings().threads
+        )
     texts = mixed_texts(400, seed=0)
-    with server(options.bundle) as port:
-        found = asyncio.run(measure(port, explainer, texts, options.seconds))
+    with (
+        server(SERVICE, cores.server, environment={"L2E_BUNDLE": str(options.bundle)}) as found,
+        running_on(cores.client),
+    ):
+        bench = Bench(
+            found.port, explainer, texts, cores, options.seconds, options.load_seconds,
+            options.passes,
+        )  # fmt: skip
+        measured = asyncio.run(measure(bench))
     result = {
         "machine": machine(),
-        "bundle": load(options.bundle).digest,
+        "cores": cores.to_dict(),
+        "bundle": explainer.bundle.digest,
+        "precision": explainer.session.precision or explainer.bundle.manifest.precision,
+        "runtime": {"device": explainer.session.device, "threads": explainer.session.threads},
         "seconds": options.seconds,
+        "load_seconds": options.load_seconds,
+        "passes": options.passes,
         "max_batch_tokens": Settings().max_batch_tokens,
         "mean_tokens": round(mean_tokens(explainer, texts), 1),
-        **found,
+        **measured,
     }
-    for name, value in result.items():
-        print(f"{name:28} {value}")
-    if options.json:
-        write_json(options.json, result)
+    finish(result, options.json, serving_to_markdown)
 
 
-async def measure(
-    port: int, explainer: Explainer, texts: Sequence[str], seconds: float
-) -> dict[str, Any]:
+async def measure(bench: Bench) -> dict[str, Any]:
     """All measurements, one after the other, with an idle server where it must be."""
-    short = " ".join(SENTENCE.split()[:SHORT])
-    single = [predict(text) for text in texts]
-    batch = [post("/predict/batch", {"items": [{"text": short}] * 32})]
-    await flood(port, single, 2.0)  # warm
-    inner = median_alone(explainer, short)
-    idle_short = (await in_turn(port, [predict(short)] * 300)).quantile(0.5)
-    idle = (await in_turn(port, single[:200])).quantile(0.5)
-    raw = raw_rate(explainer, texts)
-    busy = await flood(port, single, seconds)
-    rate = len(busy.seconds) / seconds
-    raw_short = raw_rate(explainer, [short] * 512)
-    batched = 32 * len((await flood(port, batch, seconds, connections=4)).seconds) / seconds
-    steady = await arrivals(port, single, 0.7 * rate, seconds, poisson=False)
-    random = await arrivals(port, single, 0.7 * rate, seconds, poisson=True)
-    over = await arrivals(port, single, 2.0 * rate, seconds, poisson=False)
+    single = [predict(text) for text in bench.texts]
+    batch = [post("/predict/batch", {"items": [{"text": SHORT}] * BATCH})]
+    await flood(bench.port, single, 2.0)  # warm
+    say("one request at a time")
+    idle = await idle_cost(bench)
+    alone = (await in_turn(bench.port, single[:200])).quantile(0.5)
+    say("all connections busy")
+    mixed, rate = await throughput(bench, single, bench.texts, 1)
+    say("batches of short texts")
+    batched, _ = await throughput(bench, batch, [SHORT] * 512, BATCH)
+    say("batch times, for the simulated queue")
+    rows = [first_rows(bench.explainer, text) for text in bench.texts]
+    with running_on(bench.cores.server):
+        times = measure_batches(
+            bench.explainer,
+            [row.bucket for several in rows for row in several],
+            Settings().max_batch_tokens,
+        )
+    loads = {}
+    for name, share, poisson in (
+        ("load_70_constant", 0.7, False),
+        ("load_70_poisson", 0.7, True),
+        ("load_200", 2.0, False),
+    ):
+        say(name)
+        due = clock(share * rate, bench.load_seconds, poisson=poisson)
+        found = await arrivals(bench.port, single, due.tolist())
+        loads[name] = summary(found, alone)
+        if share < 1:
+            loads[name] |= against_queue(found, rows, times)
+    loads["load_200"]["goodput"] = round(found.rate / rate, 3)
     return {
-        "idle": {
-            "tokenise_and_run_ms": round(inner, 2),
-            "http_ms": round(idle_short, 2),
-            "overhead_ms": round(idle_short - inner, 2),
-        },
-        "mixed": {
-            "raw_texts_per_second": round(raw, 1),
-            "http_texts_per_second": round(rate, 1),
-            "share": round(rate / raw, 3),
-        },
-        "batch_of_32_at_24_tokens": {
-            "raw_texts_per_second": round(raw_short, 1),
-            "http_texts_per_second": round(batched, 1),
-            "share": round(batched / raw_short, 3),
-        },
-        "load_70_constant": summary(steady, idle),
-        "load_70_poisson": summary(random, idle),
-        "load_200": {
-            **summary(over, idle),
-            "goodput": round(over.rate / rate, 3),
-        },
-        "padding": await padding(port),
+        "idle": idle,
+        "mixed": mixed,
+        f"batch_of_{BATCH}_at_24_tokens": batched,
+        **loads,
+        "padding": await padding(bench.port),
+        "batch_ms": times.to_dict(),
     }
+
+
+async def idle_cost(bench: Bench) -> dict[str, Any]:
+    """What HTTP adds to one short text, and where the time goes.
+
+    Returns:
+        Medians in milliseconds: `tokenise_and_run_ms` in this process, `http_ms` as the client
+        sees it, `overhead_ms` between the two in the same turn (with quartiles), `stages` as the
+        server names them, `in_server_ms` (what is left of its `total`) and `outside_ms` (what the
+        client waits beside that).
+    """
+    inner: list[float] = []
+
+    def run_here() -> None:
+        with running_on(bench.cores.server):
+            start = time.perf_counter()
+            explainer = bench.explainer
+            run_rows(explainer.session, explainer.encoder.pad_id, first_rows(explainer, SHORT))
+            inner.append(1e3 * (time.perf_counter() - start))
+
+    load = await in_turn(bench.port, [predict(SHORT)] * SINGLE, between=run_here)
+    seen = [1e3 * seconds for seconds in load.seconds]
+    added = quartiles([over - own for over, own in zip(seen, inner, strict=True)])
+    stages = {
+        name: round(float(np.median([of[name] for of in load.stages])), 3)
+        for name in load.stages[0]
+    }
+    known = [sum(of.values()) - of["total"] for of in load.stages]
+    totals = [of["total"] for of in load.stages]
+    return {
+        "tokenise_and_run_ms": round(float(np.median(inner)), 2),
+        "http_ms": round(float(np.median(seen)), 2),
+        "overhead_ms": round(added[1], 2),
+        "overhead_quartiles_ms": [round(added[0], 2), round(added[2], 2)],
+        "stages_ms": stages,
+        "in_server_ms": round(float(np.median(np.subtract(totals, known))), 3),
+        "outside_ms": round(float(np.median(np.subtract(seen, totals))), 3),
+    }
+
+
+async def throughput(
+    bench: Bench, requests: Sequence[bytes], texts: Sequence[str], each: int
+) -> tuple[dict[str, Any], float]:
+    """Texts a second of the server and of a bare loop, in turns.
+
+    Args:
+        bench: see `Bench`.
+        requests: that flood the server.
+        texts: of the bare loop.
+        each: texts in a request.
+
+    Returns:
+        Medians over the passes with their quartiles, the share of one in the other (pass by pass),
+        and the server's rate.
+    """
+    raw, http = [], []
+    connections = 64 if each == 1 else 4
+    for _ in range(bench.passes):
+        with running_on(bench.cores.server):
+            raw.append(raw_rate(bench.explainer, texts))
+        load = await flood(
+            bench.port, requests, bench.seconds / bench.passes, connections=connections
+        )
+        http.append(each * load.rate)
+    shares = quartiles([ours / bare for ours, bare in zip(http, raw, strict=True)])
+    found: dict[str, Any] = {}
+    for name, values in (("raw", quartiles(raw)), ("http", quartiles(http))):
+        found[f"{name}_texts_per_second"] = round(values[1], 1)
+        found[f"{name}_quartiles"] = [round(values[0], 1), round(values[2], 1)]
+    found |= {"share": round(shares[1], 3), "share_quartiles": [round(shares[0], 3),
+                                                                 round(shares[2], 3)]}  # fmt: skip
+    return found, float(np.median(http))
+
+
+def raw_rate(explainer: Explainer, texts: Sequence[str]) -> float:
+    """Texts a second of a bare loop: tokenise all, then sorted batches, nothing decoded."""
+    start = time.perf_counter()
+    rows = [row for text in texts for row in first_rows(explainer, text)]
+    for group in plan_batches([len(row.input_ids) for row in rows], Settings().max_batch_tokens):
+        run_rows(explainer.session, explainer.encoder.pad_id, [rows[place] for place in group])
+    return len(texts) / (time.perf_counter() - start)
+
+
+def first_rows(explainer: Explainer, text: str) -> list[Row]:
+    """The rows of a text; where windows disagree the service adds a few more."""
+    return next(answer_flow(explainer.encode(text)))
 
 
 def summary(load: Load, idle: float) -> dict[str, Any]:
@@ -175,113 +249,30 @@ def summary(load: Load, idle: float) -> dict[str, Any]:
     }
 
 
-def mixed_texts(count: int, seed: int) -> list[str]:
-    """Texts of many lengths: log-normal, cut to `TOKENS`, about `MEAN` words."""
-    rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.lognormal(np.log(MEAN) - 0.3, 0.8, count), *TOKENS).astype(int)
-    return [" ".join(rng.choice(SENTENCE.split(), length)) for length in lengths]
-
-
-def mean_tokens(explainer: Explainer, texts: Sequence[str]) -> float:
-    """Tokens of a text, special ones included."""
-    rows = [window for text in texts for window in explainer.encode(text).windows]
-    return sum(len(row.input_ids) for row in rows) / len(texts)
-
-
-def raw_rate(explainer: Explainer, texts: Sequence[str]) -> float:
-    """Texts a second of a bare loop: tokenise all, then sorted batches, nothing decoded."""
-    start = time.perf_counter()
-    rows: list[Row] = []
-    for text in texts:
-        rows += next(answer_flow(explainer.encode(text)))
-    for group in plan_batches([len(row.input_ids) for row in rows], Settings().max_batch_tokens):
-        run_rows(explainer.session, explainer.encoder.pad_id, [rows[place] for place in group])
-    return len(texts) / (time.perf_counter() - start)
-
-
-def median_alone(explainer: Explainer, text: str) -> float:
-    """Milliseconds to tokenise one text and run it, the median of 300."""
-    spent = []
-    for _ in range(300):
-        start = time.perf_counter()
-        run_rows(
-            explainer.session, explainer.encoder.pad_id, next(answer_flow(explainer.encode(text)))
-        )
-        spent.append(time.perf_counter() - start)
-    return 1000 * float(np.median(spent))
-
-
-async def in_turn(port: int, requests: Sequence[bytes]) -> Load:
-    """One request after the other on one connection."""
-    load = Load()
-    async with connected(port, 1) as (connection,):
-        for request in requests:
-            await timed(connection, request, load)
-    return load
-
-
-async def flood(
-    port: int, requests: Sequence[bytes], seconds: float, *, connections: int = CONNECTIONS
-) -> Load:
-    """All connections busy for so long."""
-    load, end = Load(), time.perf_counter() + seconds
-    numbers = iter(range(sys.maxsize))
-
-    async def work(connection: Connection) -> None:
-        while time.perf_counter() < end:
-            await timed(connection, requests[next(numbers) % len(requests)], load)
-
-    async with connected(port, connections) as opened:
-        await asyncio.gather(*(work(connection) for connection in opened))
-    return load
-
-
-async def arrivals(
-    port: int, requests: Sequence[bytes], rate: float, seconds: float, *, poisson: bool
-) -> Load:
-    """Requests that arrive by a clock, each on a connection that is free, or a new one."""
-    rng = np.random.default_rng(0)
-    count = int(rate * seconds)
-    gaps = rng.exponential(1 / rate, count) if poisson else np.full(count, 1 / rate)
-    load, free = Load(), list[Connection]()
-    tasks = set[asyncio.Task[None]]()
-
-    async def one(request: bytes, due: float) -> None:
-        connection = free.pop() if free else await Connection(port).open()
-        await timed(connection, request, load, due)
-        free.append(connection)
-
-    start = time.perf_counter()
-    for number, due in enumerate(np.cumsum(gaps)):
-        await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
-        # From when it was due: a client that is late itself must not hide the queue.
-        task = asyncio.create_task(one(requests[number % len(requests)], start + due))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    load.rate = len(load.seconds) / (time.perf_counter() - start)
-    await asyncio.gather(*tasks)
-    for connection in free:
-        connection.close()
-    return load
-
-
-async def timed(
-    connection: Connection, request: bytes, load: Load, due: float | None = None
-) -> None:
-    """One request; its latency counts from `due`, by default from now."""
-    start = time.perf_counter() if due is None else due
-    if await connection.post(request) == 200:
-        load.seconds.append(time.perf_counter() - start)
-    else:
-        load.refused += 1
+def against_queue(load: Load, rows: Sequence[Sequence[Row]], times: BatchTimes) -> dict[str, Any]:
+    """The same arrivals in the simulated queue: its latencies, and ours over them."""
+    sent = sorted((one for one in load.sent if one.answered is not None), key=lambda one: one.sent)
+    if not sent:
+        return {}
+    done = simulate(
+        [one.sent for one in sent],
+        [rows[one.number % len(rows)] for one in sent],
+        times,
+        Settings().max_batch_tokens,
+    )
+    waited = 1e3 * (done - np.array([one.due for one in sent]))
+    p99 = float(np.quantile(waited, 0.99))
+    return {
+        "simulated_p50_ms": round(float(np.median(waited)), 1),
+        "simulated_p99_ms": round(p99, 1),
+        "p99_over_simulated": round(load.quantile(0.99) / p99, 2),
+    }
 
 
 async def padding(port: int) -> dict[str, float]:
     """Share of the computed tokens that were padding, from the server's own count."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: l2e\r\nConnection: close\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
+    async with connected(port, 1) as (connection,):
+        text = (await connection.ask(get("/metrics"))).body.decode()
     numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("l2e_"))
     padded = float(numbers["l2e_batch_tokens_sum"])
     return {
@@ -290,59 +281,6 @@ async def padding(port: int) -> dict[str, float]:
             float(numbers["l2e_batch_rows_sum"]) / float(numbers["l2e_batch_rows_count"]), 2
         ),
     }
-
-
-def predict(text: str) -> bytes:
-    """A request for one text."""
-    return post("/predict", {"text": text})
-
-
-def post(path: str, value: object) -> bytes:
-    """The bytes of a request."""
-    body = json.dumps(value).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: l2e\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-@contextlib.asynccontextmanager
-async def connected(port: int, count: int) -> AsyncIterator[list[Connection]]:
-    """So many open connections."""
-    opened = [await Connection(port).open() for _ in range(count)]
-    try:
-        yield opened
-    finally:
-        for connection in opened:
-            connection.close()
-
-
-@contextlib.contextmanager
-def server(bundle: Path) -> Iterator[int]:
-    """A server process of its own; yields its port once it is ready."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    given = {**os.environ, "L2E_BUNDLE": str(bundle), "L2E_PORT": str(port)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service"], env=given, stderr=subprocess.DEVNULL
-    )
-    try:
-        asyncio.run(ready(port))
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-async def ready(port: int) -> None:
-    """Waits until the server says so, at most a minute."""
-    end = time.monotonic() + 60
-    request = b"GET /health/ready HTTP/1.1\r\nHost: l2e\r\n\r\n"
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            async with connected(port, 1) as (connection,):
-                if await connection.post(request) == 200:
-                    return
-        await asyncio.sleep(0.1)
-    raise TimeoutError("the server did not get ready")
 
 
 if __name__ == "__main__":

@@ -90,13 +90,6 @@ def test_evaluate_on_a_directory_writes_a_file_and_prints_a_table(torch_bundle, 
     assert "random" in shown
 
 
-def test_bench_prints_json(torch_bundle, capsys):
-    arguments = ("--bundle", str(torch_bundle.path), "--against", "", "--repeats", "1")
-    assert main(["bench", *arguments, "--json", "-"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert all(row["reply_ms"] > 0 < row["label_only_ms"] for row in rows)
-
-
 @pytest.mark.parametrize(
     ("override", "words"),
     [

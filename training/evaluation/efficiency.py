@@ -1,102 +1,277 @@
-"""What an explanation costs: label only, label with rationale, and teachers, side by side."""
+"""What an explanation costs: the classifier alone, label only, label and rationale, and others."""
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
+import itertools
+import math
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from models.device import CPU, DeviceName
 from models.explainer import Explainer
-from training.attribution.teachers import teacher_named
+from models.session import OnnxSession
+from training.evaluation.classifier_graph import classifier_alone
+from training.evaluation.machine import machine
+from training.evaluation.rivals import Rival, rivals
+from training.evaluation.timing import in_turns, milliseconds, quartiles, ratios
 from training.export import to_torch
 
 TOKENS = (24, 128, 512)
-_SENTENCE = "The story drags in places, yet the cast is charming and I would gladly see it again. "
+BATCHES = (1, 8, 32)
+SOURCE = "words of our own sentences, drawn with the seed"
+SENTENCE = (
+    "the story drags in places yet every scene with her is charming and i would gladly see it "
+    "again while the music was dull and far too loud but nobody left before the end"
+)
+# Tokens that the classifier sees in one call of a rival. Up to the first number, or to `LONG` where
+# the evaluations are few, it is timed as often as the reply, in turns with it; else once.
+CHEAP = 1_100
+FEW = 4  # evaluations, beside which what else it does shows
+BATCHED = 200_000  # at most for a batch: a rival of many evaluations fills batches by itself
+LONG = 15_000  # from here on it takes seconds, and is announced
+# With --quick.
+QUICK_REPEATS = 3
+QUICK_ROW = 1_024  # tokens of a row of the table
+QUICK_RIVAL = 6_000
+QUICK_SECONDS = 25.0  # after which nothing more is begun
 
 
-def measure_speed(
-    explainer: Explainer, teachers: Mapping[str, int], repeats: int
-) -> dict[str, Any]:
-    """Times single texts of several lengths.
+@dataclass(frozen=True)
+class Plan:
+    """What is timed.
+
+    Attributes:
+        against: rivals, name to samples or steps; see `training.evaluation.rivals.ALL`.
+        tokens: of the texts, in all their windows, special tokens included; at least 8.
+        batches: texts in one call.
+        repeats: rounds that count.
+        seed: of the texts.
+        quick: leaves out what takes long, and says so.
+    """
+
+    against: Mapping[str, int]
+    tokens: Sequence[int] = TOKENS
+    batches: Sequence[int] = BATCHES
+    repeats: int = 9
+    seed: int = 0
+    quick: bool = False
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that count, fewer where it is to be quick."""
+        return min(self.repeats, QUICK_REPEATS) if self.quick else self.repeats
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Lengths and batch sizes, the quickest first where it is to be quick."""
+        found = [*itertools.product(self.tokens, self.batches)]
+        return sorted(found, key=math.prod) if self.quick else found
+
+    def leaves_out(self, tokens: int, batch: int) -> bool:
+        """Whether a row is too much for --quick."""
+        return self.quick and tokens * batch > QUICK_ROW
+
+
+def measure_speed(explainer: Explainer, plan: Plan) -> dict[str, Any]:
+    """Times texts of several lengths, alone and in batches.
+
+    Three sides take turns on the same texts, from text to decoded answer: `classifier`, a graph
+    that holds the classifier alone (the same runtime, threads and precision); `label_only`, the
+    bundle's graph without its explanation; `reply`, label and rationale.
 
     Args:
         explainer: the bundle, in ONNX Runtime.
-        teachers: name to budget; they run on the torch classifier rebuilt from the bundle, fp32.
-        repeats: of which the median counts, after one warm-up. Label and reply alternate, so
-            that a busy moment of the machine meets both; teachers run once.
+        plan: what is timed.
 
     Returns:
-        `rows` with milliseconds per text, `ratio` = reply / label only and each teacher's
-        `speedup` = teacher / reply; and the machine.
+        `machine`, `bundle`, `precision`, `runtime`, `texts` (what they are), `quick`, `left_out`
+        (rows that were too much for --quick) and `rows`, one for each length and batch size.
+        Milliseconds are of one text: those of a call over its texts. A name alone has the median,
+        `NAME_quartiles` the first and the third. `ratio` is reply over classifier, `label_ratio`
+        label only over classifier, each the median over rounds.
     """
+    started = time.monotonic()
+    session = explainer.session
+    alone = _classifier(explainer)
     black_box, _ = to_torch(explainer.bundle)
-    rows = []
-    for tokens in TOKENS:
-        text = text_of(explainer, tokens)
-        label, reply = _alternate(
-            partial(explainer.predict, [text]),
-            partial(explainer.explain, [text]),
-            repeats,
-        )
-        document = black_box.encoder.encode(text)
-        target = black_box.logits([document]).argmax(axis=1)
-        found = {}
-        for name, budget in teachers.items():
-            started = time.perf_counter()
-            teacher_named(name).attribute(black_box, [document], target, budget=budget, seed=0)
-            spent = 1e3 * (time.perf_counter() - started)
-            found[name] = {"ms": spent, "budget": budget, "speedup": spent / reply}
-        rows.append(
-            {
-                "tokens": tokens,
-                "label_only_ms": label,
-                "reply_ms": reply,
-                "ratio": reply / label,
-                "teachers": found,
-            }
-        )
-    return {"machine": machine(), "bundle": explainer.bundle.digest, "rows": rows}
+    found = rivals(explainer, black_box, plan.against)
+    end = started + QUICK_SECONDS if plan.quick else math.inf
+    rows: list[dict[str, Any]] = []
+    left_out = []
+    for tokens, batch in plan.pairs:
+        if plan.leaves_out(tokens, batch) or (time.monotonic() > end and rows):
+            left_out.append({"tokens": tokens, "batch": batch})
+            continue
+        _say(f"{tokens} tokens, {batch} at a time", tokens * batch * plan.rounds)
+        texts = texts_of(explainer, tokens, batch, plan.seed)
+        sides = _time_sides(explainer, alone, texts, plan.rounds)
+        rows.append({"tokens": tokens, "batch": batch, **sides})
+    for row in rows:  # after all of ours, for some take minutes
+        texts = texts_of(explainer, row["tokens"], row["batch"], plan.seed)
+        row |= _time_rivals(explainer, found, texts, plan, row["reply_ms"], end)
+    return {
+        "machine": machine(),
+        "bundle": explainer.bundle.digest,
+        "precision": session.precision or explainer.bundle.manifest.precision,
+        "runtime": {"device": session.device, "threads": session.threads},
+        "texts": {
+            "tokens": list(plan.tokens),
+            "batches": list(plan.batches),
+            "repeats": plan.rounds,
+            "seed": plan.seed,
+            "source": SOURCE,
+            "counted": "tokens of all windows, special ones included",
+        },
+        "quick": plan.quick,
+        "left_out": left_out,
+        "rivals": {one.name: {"budget": one.budget, "how": one.how} for one in found},
+        "rows": rows,
+    }
 
 
-def text_of(explainer: Explainer, tokens: int) -> str:
-    """Returns one of our own texts of about so many tokens."""
-    words = (_SENTENCE * (tokens // 8)).split()
-    count = tokens // 2
-    while count < len(words):
-        windows = explainer.encode(" ".join(words[: count + 1])).windows
-        if sum(len(window.input_ids) for window in windows) > tokens:
-            break
-        count += 1
-    return " ".join(words[:count])
+def _classifier(explainer: Explainer) -> Explainer:
+    """Returns the classifier alone, where the device has not taken the graph apart already."""
+    session = explainer.session
+    if session.provider != CPU:
+        return explainer  # its graph for the label alone holds nothing else
+    small = classifier_alone(explainer.bundle.model_bytes())
+    device = cast("DeviceName", session.device)
+    opened = OnnxSession(small, device=device, threads=session.threads)
+    return Explainer(explainer.bundle, opened)
 
 
-def _alternate(
-    first: Callable[[], object], second: Callable[[], object], repeats: int
-) -> tuple[float, float]:
-    """Returns the median milliseconds of both, run in turns."""
-    spent: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats + 1):
-        for call, times in zip((first, second), spent, strict=True):
-            started = time.perf_counter()
-            call()
-            times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(spent[0][1:]), statistics.median(spent[1][1:])
+def texts_of(explainer: Explainer, tokens: int, count: int, seed: int) -> list[str]:
+    """Returns different texts, each of as many words as fit into so many tokens."""
+    rng, words = np.random.default_rng([seed, tokens]), SENTENCE.split()
+    return [_fitting(explainer, rng.choice(words, tokens).tolist(), tokens) for _ in range(count)]
 
 
-def machine() -> dict[str, Any]:
-    """Returns what numbers of speed depend on."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        found = [line for line in lines if line.startswith("model name")]
-        name = found[0].partition(":")[2].strip() if found else name
-    except OSError:
-        pass
-    return {"processor": name, "cores": len(os.sched_getaffinity(0)), "numpy": np.__version__}
+def _fitting(explainer: Explainer, words: Sequence[str], tokens: int) -> str:
+    """Returns as many of the first words as fit, at least one."""
+    low, high = 1, len(words)  # the number lies in [low, high]
+    while low < high:
+        middle = (low + high + 1) // 2
+        windows = explainer.encode(" ".join(words[:middle])).windows
+        if sum(len(window.input_ids) for window in windows) <= tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return " ".join(words[:low])
+
+
+def _time_sides(
+    explainer: Explainer, alone: Explainer, texts: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    """Times the three sides in turns, per text."""
+    labels = [[one.label for one in side.predict(texts)] for side in (alone, explainer)]
+    if labels[0] != labels[1]:
+        raise RuntimeError("the classifier cut out of the graph gives other labels than the graph")
+    calls = {
+        "classifier": partial(alone.predict, texts),
+        "label_only": partial(explainer.predict, texts),
+        "reply": partial(explainer.explain, texts),
+    }
+    spent = in_turns(calls, rounds)
+    result: dict[str, Any] = {}
+    for name, values in spent.items():
+        result |= _summed(f"{name}_ms", [value / len(texts) for value in values])
+    result |= _summed("ratio", ratios(spent["reply"], spent["classifier"]))
+    return result | _summed("label_ratio", ratios(spent["label_only"], spent["classifier"]))
+
+
+def _time_rivals(
+    explainer: Explainer,
+    found: Sequence[Rival],
+    texts: Sequence[str],
+    plan: Plan,
+    reply: float,
+    end: float,
+) -> dict[str, Any]:
+    """Times the rivals on the texts of a row.
+
+    Args:
+        explainer: whose reply takes turns with what is cheap.
+        found: the rivals.
+        texts: of the row.
+        plan: see `Plan`.
+        reply: the median milliseconds of a reply, per text.
+        end: of `time.monotonic()`, when nothing more is begun.
+
+    Returns:
+        `teachers`: name to `ms`, its quartiles, `speedup` (rival over reply), `evaluations` of
+        a text and `repeats`; `skipped`: name to the reason.
+    """
+    documents = [explainer.encode(text) for text in texts]
+    teachers, skipped = {}, {}
+    for rival in found:
+        tokens = rival.tokens(documents)
+        reason = _reason_to_skip(tokens, len(texts), plan, end)
+        if reason:
+            skipped[rival.name] = reason
+            continue
+        evaluations = rival.evaluations(documents[0])
+        length = tokens // evaluations // len(texts)
+        _say(f"{rival.name}, {len(texts)} x {length} tokens x {evaluations} evaluations", tokens)
+        few = evaluations <= FEW and tokens < LONG and not plan.quick
+        rounds = plan.rounds if tokens <= CHEAP or few else 0
+        times, speedups = _time_rival(explainer, rival, texts, rounds, reply)
+        teachers[rival.name] = {
+            **_summed("ms", times),
+            **_summed("speedup", speedups),
+            "budget": rival.budget,
+            "evaluations": evaluations,
+            "repeats": len(times),
+        }
+    return {"teachers": teachers, "skipped": skipped}
+
+
+def _time_rival(
+    explainer: Explainer, rival: Rival, texts: Sequence[str], rounds: int, reply: float
+) -> tuple[list[float], list[float]]:
+    """Returns milliseconds per text and multiples of the reply, both one for each round.
+
+    Args:
+        explainer: whose reply takes turns with the rival.
+        rival: the other.
+        texts: of the row.
+        rounds: that count; 0 times it once, cold and alone.
+        reply: the median milliseconds of a reply, for a rival that is timed alone.
+    """
+    if not rounds:
+        once = milliseconds(partial(rival.explain, texts)) / len(texts)
+        return [once], [once / reply]
+    calls: dict[str, Callable[[], object]] = {
+        "rival": partial(rival.explain, texts),
+        "reply": partial(explainer.explain, texts),
+    }
+    spent = in_turns(calls, rounds)
+    times = [value / len(texts) for value in spent["rival"]]
+    return times, ratios(spent["rival"], spent["reply"])
+
+
+def _reason_to_skip(tokens: int, batch: int, plan: Plan, end: float) -> str:
+    """Says why a rival that would see so many tokens is not timed; empty where it is."""
+    if plan.quick and batch > 1:
+        return "--quick times others with one text alone"
+    if plan.quick and tokens > QUICK_RIVAL:
+        return f"{tokens:,} tokens to evaluate are more than the {QUICK_RIVAL:,} of --quick"
+    if batch > 1 and tokens > BATCHED:
+        return f"{tokens:,} tokens to evaluate are more than the {BATCHED:,} of a batch"
+    return "no time was left" if time.monotonic() > end else ""
+
+
+def _say(what: str, tokens: int) -> None:
+    """Announces what will take seconds."""
+    if tokens >= LONG:
+        sys.stderr.write(f"l2e bench: {what}\n")
+
+
+def _summed(name: str, values: Sequence[float]) -> dict[str, Any]:
+    low, middle, high = quartiles(values)
+    return {name: middle, f"{name}_quartiles": [low, high]}

@@ -25,20 +25,6 @@ def format_result(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def format_speed(result: Mapping[str, Any]) -> str:
-    """Formats a benchmark as a table for a terminal."""
-    lines = [f"{'tokens':>7}{'label only':>12}{'with words':>12}{'ratio':>8}  teachers (times)"]
-    for row in result["rows"]:
-        teachers = ", ".join(
-            f"{name} {found['speedup']:.0f}" for name, found in row["teachers"].items()
-        )
-        lines.append(
-            f"{row['tokens']:>7}{row['label_only_ms']:>9.1f} ms{row['reply_ms']:>9.1f} ms"
-            f"{row['ratio']:>8.2f}  {teachers}"
-        )
-    return "\n".join(lines)
-
-
 def to_markdown(result: Mapping[str, Any]) -> str:
     """Formats an evaluation as the README's table."""
     lines = [

@@ -1,0 +1,97 @@
+"""Whether a book costs as much per word as a chapter: label and rationale of long documents.
+
+    python -m tests.bench.length [--words 5000,50000] [--repeats 3] [--json FILE]
+
+The documents are random words, so that the share of windows that are labelled unlike the document,
+and explained in a second run, is the same for both lengths; `rows` counts all that were run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.answer import Row, run_flows
+from models.explainer import Explainer
+from models.session import Outputs
+from service.settings import Settings
+from tests.bench.results import finish, say
+from tests.bench.texts import random_text
+from training.evaluation.machine import machine
+from training.evaluation.timing import in_turns, quartiles
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Milliseconds per word of long documents.")
+    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    parser.add_argument("--words", default="5000,50000", metavar="N,N")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    explainer = Explainer.load(options.bundle, device=Settings().device)
+    counts = [int(count) for count in options.words.split(",")]
+    say(f"documents of {options.words} words, {options.repeats + 1} times each")
+    finish(
+        {
+            "machine": machine(),
+            "bundle": explainer.bundle.digest,
+            "threads": explainer.session.threads,
+            "repeats": options.repeats,
+            **measure(explainer, counts, options.repeats),
+        },
+        options.json,
+    )
+
+
+def measure(explainer: Explainer, counts: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Times documents of so many words in turns.
+
+    Args:
+        explainer: the bundle.
+        counts: of words, the shortest first.
+        repeats: rounds that count.
+
+    Returns:
+        `rows`, with milliseconds per word as median and quartiles, and `ratio`: the last over the
+        first, 1 where the cost is linear.
+    """
+    texts = {count: random_text(np.random.default_rng(count), count) for count in counts}
+    calls = {str(count): partial(explainer.explain, [text]) for count, text in texts.items()}
+    spent = in_turns(calls, repeats)
+    rows: list[dict[str, Any]] = []
+    for count, text in texts.items():
+        low, middle, high = quartiles([value / count for value in spent[str(count)]])
+        rows.append(
+            {
+                "words": count,
+                "windows": len(explainer.encode(text).windows),
+                "rows": count_rows(explainer, text),
+                "ms": middle * count,
+                "ms_per_word": middle,
+                "ms_per_word_quartiles": [low, high],
+            }
+        )
+    return {"rows": rows, "ratio": rows[-1]["ms_per_word"] / rows[0]["ms_per_word"]}
+
+
+def count_rows(explainer: Explainer, text: str) -> int:
+    """How many rows the graph runs for a text, second runs with them."""
+    count = 0
+
+    def run(rows: Sequence[Row]) -> list[Outputs]:
+        nonlocal count
+        count += len(rows)
+        return explainer.run(rows)
+
+    run_flows([explainer.explanation_flow(text)], run)
+    return count
+
+
+if __name__ == "__main__":
+    main()

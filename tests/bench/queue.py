@@ -1,0 +1,140 @@
+"""A simulated server that never idles: what the queue alone costs, on measured batch times.
+
+One machine runs one batch at a time. Whenever it is free and something waits, it runs what the
+service's own rule picks (`service.rows.RowQueue`), and a batch takes as long as one of its shape
+did when it was measured. There is no tokenising, no HTTP and no other process: what a server with
+this rule takes longer on the same arrivals is its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from models.answer import Row
+from models.explainer import Explainer
+from service.rows import Entry, RowQueue
+
+IntArray = npt.NDArray[np.int64]
+Service = Callable[[int, int], float]  # rows and their padded length to seconds
+_PASSES = 5
+
+
+@dataclass(eq=False)
+class Request:
+    """A text in the simulation.
+
+    Attributes:
+        arrival: seconds from the start.
+        missing: rows that have not been run.
+        done: when the last of them was, in seconds from the start.
+        wanted: whether somebody waits; here somebody always does.
+    """
+
+    arrival: float
+    missing: int
+    done: float = field(default=float("nan"))
+    wanted: bool = True
+
+
+def simulate(
+    arrivals: Sequence[float],
+    texts: Sequence[Sequence[Row]],
+    service: Service,
+    max_tokens: int,
+) -> npt.NDArray[np.float64]:
+    """Runs texts through the queue.
+
+    Args:
+        arrivals: of N texts, in seconds, in order.
+        texts: the rows of each.
+        service: how long a batch takes.
+        max_tokens: padded tokens in a batch.
+
+    Returns:
+        When each was done, in seconds on the clock of the arrivals, float64 [N].
+    """
+    queue: RowQueue[Request] = RowQueue(max_tokens)
+    requests = [Request(at, len(rows)) for at, rows in zip(arrivals, texts, strict=True)]
+    coming, now = 0, 0.0
+    while coming < len(requests) or len(queue):
+        if not len(queue):  # idle until the next one
+            now = max(now, requests[coming].arrival)
+        while coming < len(requests) and requests[coming].arrival <= now:
+            owner = requests[coming]
+            queue.add(Entry(row, owner, place, True) for place, row in enumerate(texts[coming]))
+            coming += 1
+        batch, _ = queue.take()
+        now += service(len(batch), batch[0].row.bucket)
+        for entry in batch:
+            entry.owner.missing -= 1
+            if not entry.owner.missing:
+                entry.owner.done = now
+    return np.array([request.done for request in requests])
+
+
+class BatchTimes:
+    """How long batches take, from measurements of some.
+
+    Args:
+        measured: padded length to pairs of rows and seconds; at least one row and one more.
+    """
+
+    def __init__(self, measured: Mapping[int, Mapping[int, float]]) -> None:
+        self.measured = {length: dict(sorted(of.items())) for length, of in measured.items()}
+
+    def __call__(self, rows: int, length: int) -> float:
+        """Seconds of a batch, between two measured numbers of rows on a line between theirs.
+
+        Raises:
+            ValueError: more rows than were measured, or another length.
+        """
+        known = self.measured.get(length, {})
+        if not known or not min(known) <= rows <= max(known):
+            raise ValueError(f"no time was measured for {rows} rows of {length} tokens")
+        return float(np.interp(rows, [*known], [*known.values()]))
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """The JSON form, in milliseconds."""
+        return {
+            str(length): {str(rows): round(1e3 * seconds, 3) for rows, seconds in known.items()}
+            for length, known in self.measured.items()
+        }
+
+
+def measure_batches(
+    explainer: Explainer, lengths: Sequence[int], max_tokens: int, passes: int = _PASSES
+) -> BatchTimes:
+    """Times batches of each length with one row, half of what fits and all that fits.
+
+    Args:
+        explainer: whose graph runs, label and rationale.
+        lengths: padded ones.
+        max_tokens: padded tokens in a batch.
+        passes: over all of them, of which each takes its median; a busy moment meets many shapes
+            and none of them often.
+    """
+    sizes = {length: _sizes(max(1, max_tokens // length)) for length in sorted(set(lengths))}
+    shapes = [(length, rows) for length, several in sizes.items() for rows in several]
+    spent: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
+    for number in range(passes + 1):
+        for length, rows in shapes:
+            batch = [Row(np.full(length, 5, dtype=np.int64)) for _ in range(rows)]
+            started = time.perf_counter()
+            explainer.run(batch)
+            if number:  # the first pass warms up
+                spent[length, rows].append(time.perf_counter() - started)
+    return BatchTimes(
+        {
+            length: {rows: float(np.median(spent[length, rows])) for rows in several}
+            for length, several in sizes.items()
+        }
+    )
+
+
+def _sizes(most: int) -> list[int]:
+    return sorted({1, (1 + most) // 2, most})

@@ -1,0 +1,260 @@
+"""The tools of tests/bench that need no load: clocks, the simulated queue, memory, fingerprints."""
+
+import asyncio
+import json
+import os
+
+import numpy as np
+import pytest
+
+from models.answer import Row
+from tests.bench.invariance import differences, of_body, of_explanation
+from tests.bench.load import Sent, arrivals, clock, connected, flood, in_turn, post, predict
+from tests.bench.memory import MemoryWatch, Sample, resident_megabytes, slope
+from tests.bench.queue import BatchTimes, measure_batches, simulate
+from tests.bench.servers import SERVICE, Cores, running_on, server, share_cores
+from tests.bench.stream import stream_slowly
+from training.evaluation.speed_report import peers_to_markdown, serving_to_markdown
+
+
+def row(tokens, *, explain=True):
+    return Row(np.zeros(tokens, dtype=np.int64), explain=explain)
+
+
+# The simulated queue
+
+
+def by_tokens(rows, length):
+    """A second for each row of 8 tokens."""
+    return rows * length / 8
+
+
+def test_texts_that_come_apart_are_run_one_by_one():
+    done = simulate([0.0, 5.0, 9.0], [[row(8)], [row(16)], [row(7)]], by_tokens, 64)
+    assert done.tolist() == [1.0, 7.0, 10.0]
+
+
+def test_what_came_meanwhile_makes_the_next_batch_with_its_own_length():
+    """The first runs alone; of those that wait the oldest decides, and the other of its length
+    goes along, before one of another length that came between."""
+    arrivals_ = [0.0, 0.1, 0.2, 0.3]
+    texts = [[row(8)], [row(16)], [row(8)], [row(13)]]
+    done = simulate(arrivals_, texts, by_tokens, 64)
+    assert done.tolist() == [1.0, 5.0, 6.0, 5.0]
+
+
+def test_a_batch_holds_no_more_than_it_may():
+    done = simulate([0.0] * 5, [[row(8)]] * 5, by_tokens, 16)
+    assert done.tolist() == [2.0, 2.0, 4.0, 4.0, 5.0]
+
+
+def test_a_text_is_done_with_its_last_window():
+    done = simulate([0.0, 0.0], [[row(8), row(16)], [row(8)]], by_tokens, 64)
+    assert done.tolist() == [4.0, 2.0]
+
+
+def test_the_simulated_queue_is_that_of_theory():
+    """Poisson arrivals, one text at a time of equal length: Pollaczek and Khinchine's mean."""
+    load, count = 0.7, 20_000
+    due = clock(load, count / load, poisson=True, seed=3)
+    done = simulate(due.tolist(), [[row(8)]] * len(due), lambda rows, length: 1.0, 8)
+    waited = (done - due).mean()
+    assert waited == pytest.approx(1 + load / (2 * (1 - load)), rel=0.05)
+
+
+def test_batch_times_lie_between_those_that_were_measured():
+    times = BatchTimes({8: {4: 0.4, 1: 0.1, 2: 0.3}})
+    assert [round(times(rows, 8), 9) for rows in (1, 2, 3, 4)] == [0.1, 0.3, 0.35, 0.4]
+    assert times.to_dict() == {"8": {"1": 100.0, "2": 300.0, "4": 400.0}}
+    with pytest.raises(ValueError, match="no time was measured for 5 rows of 8 tokens"):
+        times(5, 8)
+    with pytest.raises(ValueError, match="1 rows of 16 tokens"):
+        times(1, 16)
+
+
+def test_batches_of_every_size_that_can_come_have_a_time(tiny_explainer):
+    times = measure_batches(tiny_explainer, [8, 16, 16], 64, passes=1)
+    assert [*times.measured[8]] == [1, 4, 8]
+    assert [*times.measured[16]] == [1, 2, 4]
+    assert all(times(rows, 16) > 0 for rows in range(1, 5))
+
+
+# Clocks and the client
+
+
+def test_a_steady_clock_has_equal_gaps():
+    assert clock(4.0, 1.5, poisson=False).tolist() == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
+
+
+def test_a_poisson_clock_has_exponential_gaps_and_a_seed():
+    due = clock(50.0, 200.0, poisson=True, seed=1)
+    gaps = np.diff(due)
+    assert len(due) == 10_000
+    assert gaps.min() > 0
+    assert gaps.mean() == pytest.approx(1 / 50, rel=0.03)
+    assert gaps.std() == pytest.approx(1 / 50, rel=0.05)
+    assert np.array_equal(due, clock(50.0, 200.0, poisson=True, seed=1))
+    assert not np.array_equal(due, clock(50.0, 200.0, poisson=True, seed=2))
+
+
+@pytest.fixture(scope="module")
+def running(tiny_bundle):
+    """Our own server with the tiny bundle, as the measurements start it."""
+    environment = {"L2E_BUNDLE": str(tiny_bundle), "L2E_THREADS": "1"}
+    with server(SERVICE, share_cores().server, environment=environment) as found:
+        yield found
+
+
+def test_the_client_counts_answers_refusals_and_stages(running):
+    good, bad = predict("a great story"), predict("")
+    load = asyncio.run(in_turn(running.port, [good, bad, good]))
+    assert (len(load.seconds), load.refused) == (2, 1)
+    assert all({"run", "total"} <= set(stages) for stages in load.stages)
+    assert load.quantile(1.0) == 1000 * max(load.seconds)
+
+
+def test_what_is_done_between_requests_is_done_once_for_each(running):
+    seen = []
+    asyncio.run(in_turn(running.port, [predict("dull")] * 3, between=lambda: seen.append(1)))
+    assert seen == [1, 1, 1]
+
+
+def test_a_flood_goes_on_until_its_end(running):
+    load = asyncio.run(flood(running.port, [predict("dull")], 0.2, connections=2))
+    assert load.seconds
+    assert load.rate > 0
+
+
+def test_requests_of_a_clock_are_sent_when_they_are_due(running):
+    due = [0.0, 0.05, 0.05, 0.1]
+    load = asyncio.run(arrivals(running.port, [predict("dull"), predict("")], due))
+    assert sorted(one.number for one in load.sent) == [0, 1, 2, 3]
+    assert (len(load.seconds), load.refused) == (2, 2)
+    for one in load.sent:
+        assert isinstance(one, Sent)
+        assert one.due == due[one.number]
+        assert one.sent >= one.due
+        assert (one.answered is None) == (one.number % 2 == 1)
+
+
+def test_a_stream_that_is_read_slowly_ends_with_all_items(running):
+    found = asyncio.run(stream_slowly(running.port, 300, 500.0))
+    assert found["summary"] == {"ok": 300, "failed": 0}
+    assert found["seconds"] >= 0.3
+    assert 0 < found["most_ahead"] < 300
+
+
+def test_answers_over_http_are_those_of_python(running, tiny_explainer, mixed_texts):
+    texts = [*mixed_texts, "quite alone"]
+    ours = [of_explanation(answer) for answer in tiny_explainer.explain(texts)]
+
+    async def ask():
+        async with connected(running.port, 1) as (connection,):
+            return [await connection.ask(predict(text, words=True)) for text in texts]
+
+    bodies = [answer.body for answer in asyncio.run(ask())]
+    theirs = [of_body(json.loads(body)) for body in bodies]
+    assert differences(ours, theirs) == {"labels": 0, "spans": 0, "weights": 0}
+    label, spans, weights = theirs[0]
+    changed = [(label, spans, [*weights[:-1], weights[-1] + 1e-9]), *theirs[1:]]
+    assert differences(ours, changed) == {"labels": 0, "spans": 0, "weights": 1}
+
+
+def test_a_request_has_the_length_of_its_bytes():
+    head, body = post("/predict", {"text": "naïve"}).split(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+
+
+# Processes
+
+
+def test_cores_are_shared_or_not():
+    assert not Cores(frozenset({0, 1}), frozenset({0, 1})).pinned
+    pinned = Cores(frozenset({0, 1}), frozenset({2}))
+    assert pinned.pinned
+    assert pinned.to_dict()["server"] == [0, 1]
+
+
+def test_a_thread_is_back_on_its_cores_afterwards():
+    before = os.sched_getaffinity(0)
+    one = frozenset([min(before)])
+    with running_on(one):
+        assert os.sched_getaffinity(0) == one
+    assert os.sched_getaffinity(0) == before
+
+
+def test_the_slope_is_taken_after_the_warm_up():
+    rising = [Sample(float(second), 500.0 + 10 * second) for second in range(25)]
+    steady = [Sample(float(second), 740.0 + second / 60) for second in range(25, 101)]
+    assert slope([*rising, *steady]) == pytest.approx(1.0)
+    assert slope([Sample(0.0, 5.0), Sample(60.0, 7.0)], warm_up=0.0) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="1 samples of memory"):
+        slope([Sample(0.0, 5.0), Sample(60.0, 7.0)])
+
+
+def test_memory_is_sampled_while_it_is_watched():
+    with MemoryWatch(os.getpid(), every=0.001) as watch:
+        kept = np.ones(4_000_000)
+        while len(watch.samples) < 6:
+            os.sched_yield()
+    found = watch.summary()
+    assert found["most_mb"] >= found["end_mb"] > 1
+    assert found["samples"] >= 2
+    assert resident_megabytes(os.getpid()) > kept.nbytes / 1e6
+
+
+def test_a_process_that_ended_has_no_memory():
+    with pytest.raises(FileNotFoundError):
+        resident_megabytes(2**31 - 1)
+
+
+# Tables
+
+
+def test_the_table_of_the_service_under_load():
+    load = {"p99_ms": 90.0, "p99_over_simulated": 1.5, "p99_over_idle_p50": 3.0}
+    rates = {"raw_texts_per_second": 40.0, "http_texts_per_second": 38.0, "share": 0.95}
+    result = {
+        "idle": {"http_ms": 9.04, "overhead_ms": 1.25},
+        "mixed": rates,
+        "batch_of_32_at_24_tokens": rates,
+        "load_70_constant": load,
+        "load_70_poisson": load,
+        "load_200": {"goodput": 0.93},
+        "padding": {"share_of_tokens": 0.079},
+    }
+    assert serving_to_markdown(result).splitlines() == [
+        "| measured | found | against |",
+        "|---|---|---|",
+        "| one short text on an idle server | 9.0 ms | 1.25 ms over tokenising and running it |",
+        "| all connections busy | 38.0 texts/s | 0.95 of the bare loop's 40.0 |",
+        "| batches of 32 short texts | 38.0 texts/s | 0.95 of the bare loop's 40.0 |",
+        "| 99th percentile at 70 % load, constant | 90 ms "
+        "| 1.50 times the simulated queue's, 3.0 times the idle median |",
+        "| 99th percentile at 70 % load, Poisson | 90 ms "
+        "| 1.50 times the simulated queue's, 3.0 times the idle median |",
+        "| twice the load | 0.93 of the maximum answered | 1 |",
+        "| padding | 7.9% of the computed tokens | - |",
+    ]
+
+
+def test_the_table_of_peers():
+    def peer(explains, rate):
+        load = {"p99_ms": 1234.0}
+        return {
+            "explains": explains, "idle_p50_ms": 9.0, "texts_per_second": rate, "load_70": load,
+        }  # fmt: skip
+
+    servers = {
+        "l2e": peer(True, 40.0), "l2e, label only": peer(False, 50.0),
+        "fastapi-fp32": peer(True, 20.0), "infinity": peer(False, 25.0),
+    }  # fmt: skip
+    assert peers_to_markdown({"servers": servers}).splitlines() == [
+        "| server | answers with | idle, short text | texts/s, all busy | p99 at its 70 % "
+        "| l2e, texts/s |",
+        "|---|---|---|---|---|---|",
+        "| l2e | label and rationale | 9.0 ms | 40.0 | 1,234 ms | 1.00 x |",
+        "| l2e, label only | label | 9.0 ms | 50.0 | 1,234 ms | 1.00 x |",
+        "| fastapi-fp32 | label and rationale | 9.0 ms | 20.0 | 1,234 ms | 2.00 x |",
+        "| infinity | label | 9.0 ms | 25.0 | 1,234 ms | 2.00 x |",
+    ]

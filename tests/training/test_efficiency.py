@@ -1,0 +1,207 @@
+"""What `l2e bench` writes, and what it stands on: turns, texts, the classifier alone."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from l2e import main
+from models.explainer import Explainer
+from models.session import OnnxSession
+from training.commands import rival_budgets
+from training.evaluation.classifier_graph import classifier_alone
+from training.evaluation.efficiency import texts_of
+from training.evaluation.rivals import ALL, OnnxBlackBox
+from training.evaluation.speed_report import bench_to_markdown
+from training.evaluation.timing import in_turns, quartiles, ratios, server_timing
+
+SIDES = ("classifier_ms", "label_only_ms", "reply_ms", "ratio", "label_ratio")
+OTHERS = "occlusion,lime=10,lime_onnx=12,lime_package=14,captum_gradient"
+
+
+@pytest.fixture(scope="module")
+def explainer(torch_bundle):
+    return Explainer.load(torch_bundle.path, device="cpu", threads=1)
+
+
+def bench(bundle, *flags):
+    """Runs `l2e bench`; what it printed is JSON."""
+    return main(["bench", "--bundle", str(bundle.path), "--json", "-", *flags])
+
+
+# The command
+
+
+def test_bench_writes_a_row_for_each_length_and_batch(torch_bundle, capsys):
+    flags = ("--tokens", "8,40", "--batches", "1,3", "--repeats", "2", "--against", OTHERS)
+    assert bench(torch_bundle, *flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["bundle"] == torch_bundle.digest
+    assert (result["precision"], result["runtime"]["device"]) == ("fp32", "cpu")
+    assert result["texts"]["repeats"] == 2
+    assert (result["quick"], result["left_out"]) == (False, [])
+    pairs = [(row["tokens"], row["batch"]) for row in result["rows"]]
+    assert pairs == [(8, 1), (8, 3), (40, 1), (40, 3)]
+    for row in result["rows"]:
+        for name in SIDES:
+            low, high = row[f"{name}_quartiles"]
+            assert 0 < low <= row[name] <= high
+        assert row["skipped"] == {}
+        assert [*row["teachers"]] == [name.partition("=")[0] for name in OTHERS.split(",")]
+        assert all(found["ms"] > 0 < found["speedup"] for found in row["teachers"].values())
+        assert row["teachers"]["lime_onnx"]["evaluations"] == 12
+        assert row["teachers"]["lime_package"]["budget"] == 14
+
+
+def test_bench_in_a_hurry_says_what_it_left_out(torch_bundle, capsys):
+    flags = ("--quick", "--tokens", "16,400", "--batches", "1,4", "--against", "lime=5000,gradient")
+    assert bench(torch_bundle, *flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["texts"]["repeats"] == 3
+    assert result["left_out"] == [{"tokens": 400, "batch": 4}]
+    rows = {(row["tokens"], row["batch"]): row for row in result["rows"]}
+    assert [*rows] == [(16, 1), (16, 4), (400, 1)]
+    assert [*rows[16, 1]["teachers"]] == ["gradient"]
+    assert "more than the 6,000 of --quick" in rows[16, 1]["skipped"]["lime"]
+    assert rows[16, 4]["teachers"] == {}
+    shown = bench_to_markdown(result)
+    assert "--quick left out 400 tokens x 4; and 4 timings of others" in shown
+
+
+def test_bench_through_http(torch_bundle, capsys):
+    flags = ("--quick", "--tokens", "8", "--batches", "1,2", "--against", "", "--http")
+    assert bench(torch_bundle, *flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    single, several = result["http"]["rows"]
+    assert {"queue", "tokenize", "run", "decode", "total"} <= set(single["server_ms"])
+    assert single["http_ms"] > single["server_ms"]["total"]
+    assert (several["tokens"], several["batch"]) == (8, 2)
+    assert "through HTTP" in bench_to_markdown(result)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--tokens", "7"), "--tokens 7: write numbers from 8 on"),
+        (("--batches", "0"), "--batches 0: write numbers from 1 on"),
+        (("--batches", "1,,2"), "--batches 1,,2"),
+        (("--against", "lime_package=2"), "--against lime_package=2: write NAME"),
+        (("--against", "captum_gradient=5"), "--against captum_gradient=5: write NAME"),
+        (("--against", "lime,lime=5"), "--against lime is given twice"),
+        (("--seed", "-1"), "--seed -1"),
+    ],
+)
+def test_bench_with_flags_that_say_nothing(torch_bundle, capsys, flags, words):
+    assert bench(torch_bundle, *flags) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_all_rivals_have_a_budget_of_their_own():
+    found = rival_budgets("all", None)
+    assert [*found] == [*ALL]
+    assert (found["lime"], found["lime_onnx"], found["lime_package"]) == (200, 200, 1000)
+    assert (found["lrp"], found["captum_gradient"]) == (0, 0)
+    assert rival_budgets("lime=50, lime_onnx=50,", 20) == {"lime": 50, "lime_onnx": 50}
+    assert rival_budgets("", None) == {}
+
+
+# What it stands on
+
+
+def test_the_classifier_alone_answers_as_the_whole_graph_does(explainer, mixed_texts):
+    whole = explainer.bundle.model_bytes()
+    small = classifier_alone(whole)
+    names = {tensor.name for tensor in onnx.load_model_from_string(small).graph.initializer}
+    assert len(small) < len(whole)
+    assert any(name.startswith("classifier.") for name in names)
+    assert not any(name.startswith("explainer.") for name in names)
+    alone = Explainer(explainer.bundle, OnnxSession(small, device="cpu", threads=1))
+    for ours, theirs in zip(
+        alone.predict(mixed_texts), explainer.predict(mixed_texts), strict=True
+    ):
+        assert ours == theirs
+
+
+def test_the_classifier_alone_has_no_choice_to_make(explainer):
+    graph = onnx.load_model_from_string(classifier_alone(explainer.bundle.model_bytes())).graph
+    assert not [node for node in graph.node if node.op_type == "If"]
+
+
+def test_any_graph_of_ours_can_be_cut(tiny_explainer, tiny_model_bytes):
+    """The additive model of conftest has no parameters under torch's names."""
+    alone = OnnxSession(classifier_alone(tiny_model_bytes), device="cpu", threads=1)
+    found = Explainer(tiny_explainer.bundle, alone).predict(["A great story, but boring."])
+    assert found == tiny_explainer.predict(["A great story, but boring."])
+
+
+def test_texts_are_as_long_as_they_may_be(explainer):
+    for tokens in (8, 24, 100):
+        texts = texts_of(explainer, tokens, 3, seed=1)
+        assert len(set(texts)) == 3
+        assert texts == texts_of(explainer, tokens, 3, seed=1)
+        assert texts != texts_of(explainer, tokens, 3, seed=2)
+        for text in texts:
+            assert count(explainer, text) <= tokens < count(explainer, f"{text} charming")
+
+
+def count(explainer, text):
+    """Tokens of all windows."""
+    return sum(len(window.input_ids) for window in explainer.encode(text).windows)
+
+
+def test_calls_take_turns_and_each_round_begins_with_another():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    spent = in_turns(calls, 3)
+    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
+    assert {name: len(times) for name, times in spent.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_quartiles_and_ratios():
+    assert quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == [2.0, 3.0, 4.0]
+    assert ratios([2.0, 30.0], [1.0, 10.0]) == [2.0, 3.0]
+
+
+def test_the_session_as_a_black_box_gives_the_logits_of_its_documents(explainer):
+    black_box = OnnxBlackBox(explainer)
+    documents = [black_box.encoder.encode(text) for text in ("a dull plot", "great music")]
+    keep = [np.array([True, False, True]), np.array([True, True])]
+    assert np.array_equal(black_box.logits(documents, keep), explainer.logits(documents, keep))
+
+
+def test_the_stages_that_a_server_names():
+    assert server_timing("queue;dur=0.10, total;dur=9.2") == {"queue": 0.1, "total": 9.2}
+    assert server_timing("") == {}
+
+
+def test_the_tables_of_a_benchmark():
+    spread = {f"{name}_quartiles": [1.0, 2.0] for name in SIDES}
+    row = {**dict.fromkeys(SIDES, 1.5), **spread, "skipped": {}}
+    lime = {"ms": 300.0, "speedup": 200.0}
+    result = {
+        "quick": False,
+        "left_out": [],
+        "rivals": {
+            "lime": {"budget": 200, "how": "torch fp32"},
+            "lrp": {"budget": 0, "how": "torch fp32; by hand"},
+        },
+        "rows": [
+            {**row, "tokens": 24, "batch": 1, "teachers": {"lime": lime}},
+            {**row, "tokens": 24, "batch": 8, "teachers": {}},
+        ],
+    }
+    assert bench_to_markdown(result).splitlines() == [
+        "| tokens | batch | classifier alone | label only | label and rationale "
+        "| label / classifier | reply / classifier |",
+        "|---|---|---|---|---|---|---|",
+        "| 24 | 1 | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) "
+        "| 1.500 (1.000-2.000) | 1.500 (1.000-2.000) |",
+        "| 24 | 8 | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) "
+        "| 1.500 (1.000-2.000) | 1.500 (1.000-2.000) |",
+        "",
+        "| times a reply | runs on | 24 tokens |",
+        "|---|---|---|",
+        "| lime (200) | torch fp32 | 200 x |",
+        "| lrp | torch fp32 | - |",
+    ]

@@ -1,0 +1,140 @@
+"""What a reply is timed against: our teachers, and packages as people use them.
+
+All of them explain the bundle's own classifier and get its label as well. Teachers and packages run
+on the torch classifier rebuilt from the bundle, in fp32; `lime_onnx` is LIME on the session that
+replies, so that only the number of evaluations differs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from lime.lime_text import LimeTextExplainer
+
+from models.explainer import Explainer
+from models.text import BoolArray, Document, FloatArray, TextEncoder
+from training.attribution.embeddings import TOKEN_BUDGET, embed, frozen, group_by_shape
+from training.attribution.gradient import multiply
+from training.attribution.record import PREDICTED
+from training.attribution.teachers import TEACHERS, teacher_named
+from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.blackbox.protocol import BlackBox, softmax
+
+TORCH = "torch fp32"
+# Name to the samples taken where nobody says how many; 0 where there are none.
+PACKAGES: Mapping[str, int] = {"lime_onnx": 200, "lime_package": 1_000, "captum_gradient": 0}
+ALL = (*TEACHERS, *PACKAGES)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another way to explain the same classifier.
+
+    Attributes:
+        name: what the command line calls it.
+        budget: samples, or steps; 0 where the text decides.
+        how: what it runs on, and how it is driven.
+        evaluations: of the classifier for one text, a backward pass counted with its forward pass.
+        explain: labels and explains texts.
+    """
+
+    name: str
+    budget: int
+    how: str
+    evaluations: Callable[[Document], int]
+    explain: Callable[[Sequence[str]], object]
+
+    def tokens(self, documents: Sequence[Document]) -> int:
+        """Returns how many tokens the classifier sees, which is what the time goes into."""
+        return sum(
+            self.evaluations(document) * sum(len(window.input_ids) for window in document.windows)
+            for document in documents
+        )
+
+
+class OnnxBlackBox:
+    """A bundle's classifier, in ONNX Runtime, for teachers that only see answers; a `BlackBox`."""
+
+    eps: float | None = None
+
+    def __init__(self, explainer: Explainer) -> None:
+        self.labels = explainer.labels
+        self.encoder: TextEncoder = explainer.encoder
+        self._explainer = explainer
+
+    def logits(
+        self, documents: Sequence[Document], keep: Sequence[BoolArray] | None = None
+    ) -> FloatArray:
+        """See `BlackBox.logits`."""
+        return self._explainer.logits(documents, keep)
+
+
+def rivals(
+    explainer: Explainer, black_box: HuggingFaceBlackBox, budgets: Mapping[str, int]
+) -> list[Rival]:
+    """Builds what the names of the command line mean.
+
+    Args:
+        explainer: the bundle.
+        black_box: its classifier, in torch.
+        budgets: name to samples or steps; see `ALL` for the names.
+    """
+    found = []
+    for name, budget in budgets.items():
+        if name == "lime_onnx":
+            one = _teacher("lime", OnnxBlackBox(explainer), budget, "our LIME on the session")
+            found.append(replace(one, name=name))
+        elif name == "lime_package":
+            how = f"{TORCH}; LimeTextExplainer(bow=False) with masked words, batches of one length"
+            call = partial(_lime, black_box, budget)
+            found.append(Rival(name, budget, how, _always(budget), call))
+        elif name == "captum_gradient":
+            how = f"{TORCH}; the label, then captum's InputXGradient on the word embeddings"
+            found.append(Rival(name, 0, how, _always(2), partial(_gradient, black_box)))
+        else:
+            found.append(_teacher(name, black_box, budget, TORCH))
+    return found
+
+
+def _always(evaluations: int) -> Callable[[Document], int]:
+    def count(_: Document) -> int:
+        return evaluations
+
+    return count
+
+
+def _teacher(name: str, black_box: BlackBox, budget: int, how: str) -> Rival:
+    teacher = teacher_named(name)
+
+    def explain(texts: Sequence[str]) -> object:
+        documents = [black_box.encoder.encode(text) for text in texts]
+        targets = np.full(len(texts), PREDICTED, dtype=np.int64)
+        return teacher.attribute(black_box, documents, targets, budget=budget, seed=0)
+
+    return Rival(name, budget, how, lambda document: teacher.spent(document, budget), explain)
+
+
+def _lime(black_box: HuggingFaceBlackBox, samples: int, texts: Sequence[str]) -> None:
+    def classify(masked: list[str]) -> FloatArray:
+        return softmax(black_box.logits([black_box.encoder.encode(text) for text in masked]))
+
+    explainer = LimeTextExplainer(
+        bow=False, mask_string=black_box.encoder.mask_token, split_expression=r"\s+", random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package's own, of its regular expressions
+        for text in texts:
+            explainer.explain_instance(text, classify, top_labels=1, num_samples=samples)
+
+
+def _gradient(black_box: HuggingFaceBlackBox, texts: Sequence[str]) -> None:
+    documents = [black_box.encoder.encode(text) for text in texts]
+    with frozen(black_box.model):  # without gradients of the weights, which nobody asked for
+        targets = black_box.logits(documents).argmax(axis=1)
+        for group in group_by_shape(documents, TOKEN_BUDGET):
+            batch = embed(black_box, [documents[row] for row in group], targets[group])
+            multiply(batch, 0).sum(-1)
