@@ -15,6 +15,7 @@ from training.evaluation.report import (
     teachers_to_markdown,
     to_markdown,
 )
+from training.evaluation.speed_report import serving_to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +38,11 @@ def test_a_table_of_the_readme_is_that_of_its_file(name):
 def test_the_speed_table_is_that_of_its_file():
     result = json.loads((ROOT / "docs/results/speed.json").read_text(encoding="utf-8"))
     assert speed_to_markdown(result) in README
+
+
+def test_the_table_of_the_service_is_that_of_its_file():
+    result = json.loads((ROOT / "docs/results/serving.json").read_text(encoding="utf-8"))
+    assert serving_to_markdown(result) in README
 
 
 def test_the_table_of_packages_is_that_of_its_file():
