@@ -87,7 +87,7 @@ def configure(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http="h11",  # bounds the head of a request; httptools takes one without an end
         ws="none",
         lifespan="on",
         log_config=None,
