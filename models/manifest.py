@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Final
 
 SCHEMA_VERSION: Final = 1
@@ -138,7 +139,7 @@ class Manifest:
         if self.precision not in self.golden.tolerance:
             raise ValueError(f"field 'golden' has no tolerance for precision {self.precision!r}")
 
-    @property
+    @cached_property  # every answer of the service names it
     def digest(self) -> str:
         """The sha256 in hexadecimal of everything but `times`."""
         record = {key: value for key, value in self.to_dict().items() if key != "times"}

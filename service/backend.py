@@ -70,6 +70,7 @@ class Backend:
                 max_waiting_tokens=self.settings.max_waiting_tokens,
                 max_batch_tokens=self.settings.max_batch_tokens,
                 metrics=self.metrics,
+                one_runner=explainer.session.device.startswith("cuda"),
             )
             _watch(self.metrics, self._scheduler)
             self.metrics.loaded(explainer.bundle)

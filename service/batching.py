@@ -1,11 +1,13 @@
-"""From the texts of a request to their outcomes: tickets, two text threads and one runner.
+"""From the texts of a request to their outcomes: tickets, rows, and the threads that work on them.
 
-A request is a ticket; each of its texts is a task whose way is a flow (see `models.answer`). The
-text threads carry flows on: tokenisation at the start, words and rationale at the end; long texts
-have a thread of their own, so that a book being tokenised holds up nobody else's sentence. Between
-these the rows wait in one queue, where the runner, the only thread that runs the graph, mixes those
-of all requests into batches. Requests are refused at the door when their answers would come too
-late, and what nobody waits for any more is not computed.
+A request is a ticket; each of its texts is a task whose way is a flow (see `models.answer`).
+Threads carry flows on: tokenisation at the start, words and rationale at the end. Between these the
+rows wait in one queue, where those of all requests are mixed into batches for the graph, which runs
+one batch at a time. Two equal threads share all of this, so that one tokenises while the other runs
+the graph, and a text that comes alone stays with one thread from its start to its end: on an idle
+server each change of thread would cost it a tenth of a millisecond. Long texts are tokenised by a
+third, so that a book holds up nobody else's sentence. Requests are refused at the door when their
+answers would come too late, and what nobody waits for any more is not computed.
 """
 
 import asyncio
@@ -14,11 +16,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from models.answer import Flow, Row
 from models.session import Outputs
 from service.admission import Admission
-from service.lanes import Lane
+from service.lanes import Crew, Job, Lane, Worker
 from service.metrics import Metrics
 from service.rows import Entry, RowQueue
 from service.tickets import (
@@ -39,14 +42,16 @@ _log = logging.getLogger("l2e.service")
 
 
 class Scheduler:
-    """Three threads that own the explainer.
+    """Threads that own the explainer.
 
     Args:
-        explainer: used by these threads alone.
+        explainer: used by these threads alone; never asked to run twice at a time.
         max_waiting: see `Admission`.
         max_waiting_tokens: likewise.
         max_batch_tokens: padded tokens in one run of the graph.
         metrics: where all of it is counted; None counts for nobody.
+        one_runner: whether all runs of the graph come from one thread, which does nothing else:
+            for devices that keep something for each thread that asks them, such as CUDA.
     """
 
     def __init__(
@@ -57,25 +62,24 @@ class Scheduler:
         max_waiting_tokens: int,
         max_batch_tokens: int,
         metrics: Metrics | None = None,
+        one_runner: bool = False,
     ) -> None:
         self._explainer = explainer
         self._metrics = metrics or Metrics()
         self._rows: RowQueue[Task] = RowQueue(max_batch_tokens)
-        self._changed = threading.Condition()  # guards all below, and the tickets
+        self._lock = threading.RLock()  # guards all below, and the tickets
+        self._changed = threading.Condition(self._lock)
         self._admission = Admission(max_waiting, max_waiting_tokens)
         self._open = 0  # tasks without an outcome
-        self._closed = self._stopped = False
-        self._lanes = (Lane(), Lane())
-        self._threads = [
-            threading.Thread(target=work, args=given, name=name, daemon=True)
-            for name, work, given in (
-                ("runner", self._run_batches, ()),
-                ("texts", self._carry_on, (self._lanes[0],)),
-                ("long texts", self._carry_on, (self._lanes[1],)),
-            )
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._closed = self._stopped = self._running = False
+        self._short, self._long = Lane(), Lane()
+        parts: list[tuple[str, Lane | None, bool]] = [("long texts", self._long, False)]
+        if one_runner:
+            parts += [("graph", None, True), ("texts", self._short, False)]
+        else:
+            parts += [("texts and graph", self._short, True)] * 2
+        self._crew = Crew(self._lock, parts, self._find, self._over)
+        self._crew.start()
 
     async def ask(
         self,
@@ -130,15 +134,13 @@ class Scheduler:
             self._closed = self._stopped = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._open, timeout)
-        for lane in self._lanes:
-            lane.close()
-        for thread in self._threads:
-            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+            self._crew.call_all()
+        self._crew.join(None if end is None else max(0.0, end - time.monotonic()))
 
     @property
     def alive(self) -> bool:
         """Whether all threads run."""
-        return all(thread.is_alive() for thread in self._threads)
+        return self._crew.alive
 
     @property
     def waiting(self) -> int:
@@ -182,7 +184,9 @@ class Scheduler:
             self._open += len(queries)
         for place, query in enumerate(queries):
             task = Task(ticket, place, len(query.text), self._flow(query, wish))
-            self._lanes[task.long].put(task)
+            with self._changed:
+                self._lane(task).put(task)
+                self._crew.call_for(self._lane(task))
 
     def _flow(self, query: Query, wish: Wish) -> Flow[Reply]:
         explanation = yield from self._explainer.explanation_flow(
@@ -195,16 +199,28 @@ class Scheduler:
     def _leave(self, ticket: Ticket) -> None:
         with self._changed:
             ticket.late = time.monotonic() >= ticket.deadline
-            self._admission.leave(ticket)
-            self._changed.notify_all()  # the runner drops its rows
+            self._admission.leave(ticket)  # its rows are dropped when their turn comes
 
-    # The text threads.
+    # What the threads do.
 
-    def _carry_on(self, lane: Lane) -> None:
-        while (task := lane.get()) is not None:
-            self._advance(task)
+    def _find(self, worker: Worker) -> Job | None:
+        """The graph goes before texts: while it runs, another thread has time for these."""
+        if worker.runs and not self._running and (batch := self._take()):
+            self._running = True
+            return partial(self._run_batch, worker, batch)
+        if worker.lane is not None and (task := worker.lane.pop()) is not None:
+            return partial(self._advance, worker, task)
+        return None
 
-    def _advance(self, task: Task) -> None:
+    def _over(self) -> bool:
+        return self._stopped and not self._open
+
+    def _lane(self, task: Task) -> Lane:
+        return self._long if task.long else self._short
+
+    # Texts.
+
+    def _advance(self, worker: Worker, task: Task) -> None:
         """Takes a flow to its next rows, or to its end."""
         fresh = not task.outputs
         task.enter("queue", time.monotonic())
@@ -219,7 +235,8 @@ class Scheduler:
                 urgent = task.ticket.urgent
                 self._rows.add(Entry(row, task, place, urgent) for place, row in enumerate(rows))
                 self._admission.queued(task.ticket, size.padded)
-                self._changed.notify_all()
+                if not worker.runs and not self._running:
+                    self._crew.call_runner()
         if outcome is not None:
             self._finish(task, outcome)
 
@@ -252,6 +269,8 @@ class Scheduler:
                 self._admission.started(ticket)
             if not self._open:
                 self._changed.notify_all()
+            if self._over():
+                self._crew.call_all()
         if last:
             ticket.done.set_result(None)
         if isinstance(outcome, Reply):
@@ -262,24 +281,23 @@ class Scheduler:
         else:
             self._metrics.failed()
 
-    # The runner.
+    # The graph.
 
-    def _run_batches(self) -> None:
-        while (batch := self._next()) is not None:
-            try:
-                self._run(batch)
-            except BaseException as error:  # noqa: BLE001 - whatever happens, the thread lives on
-                _log.error("runner: %s", type(error).__name__)
-                for entry in batch:
-                    self._finish(entry.owner, _as_exception(error))
-
-    def _next(self) -> list[Entry[Task]] | None:
+    def _run_batch(self, worker: Worker, batch: list[Entry[Task]]) -> None:
+        ready: list[Task] = []
+        try:
+            ready = self._run(batch)
+        except BaseException as error:  # noqa: BLE001 - whatever happens, the thread lives on
+            _log.error("runner: %s", type(error).__name__)
+            for entry in batch:
+                self._finish(entry.owner, _as_exception(error))
         with self._changed:
-            while not (batch := self._take()):
-                if self._stopped and not self._open:
-                    return None
-                self._changed.wait()
-            return batch
+            self._running = False
+            for task in ready:
+                self._lane(task).put(task, computed=True)
+            for lane in {self._lane(task) for task in ready}:
+                if lane is not worker.lane or len(self._rows):
+                    self._crew.call_for(lane)
 
     def _take(self) -> list[Entry[Task]]:
         batch, dropped = self._rows.take()
@@ -291,7 +309,8 @@ class Scheduler:
             self._finish(entry.owner, entry.owner.error or DeadlineError())
         return batch
 
-    def _run(self, batch: list[Entry[Task]]) -> None:
+    def _run(self, batch: list[Entry[Task]]) -> list[Task]:
+        """Runs a batch; returns the tasks that have all their outputs now."""
         tasks = dict.fromkeys(entry.owner for entry in batch)
         start = time.monotonic()
         for task in tasks:
@@ -310,9 +329,7 @@ class Scheduler:
                 else:
                     task.outputs[entry.place] = outputs
                 task.missing -= 1
-            ready = [task for task in tasks if not task.missing and not task.finished]
-        for task in ready:
-            self._lanes[task.long].put(task, computed=True)
+            return [task for task in tasks if not task.missing and not task.finished]
 
     def _outputs(self, rows: Sequence[Row]) -> list[Outputs | Exception]:
         """Runs rows together; where that fails, each alone, to find the bad one."""

@@ -1,9 +1,14 @@
-"""What the text threads have to do."""
+"""The threads of the scheduler, what each may do, and the texts that wait for one of them."""
 
+from __future__ import annotations
+
+import heapq
 import itertools
 import math
-import queue
+import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from service.tickets import Task
 
@@ -11,28 +16,120 @@ _HEAD_START = 1.0  # seconds by which urgent texts go before others
 
 
 class Lane:
-    """What one text thread has to do.
+    """Texts that are to be tokenised, or to be given their words and rationale.
+
+    Not safe for threads by itself: the scheduler locks.
 
     Texts that have been computed go first, for only words are wanting; then fresh ones by their
     age, where urgent ones count as a second older, so that the others get their turn, too.
     """
 
     def __init__(self) -> None:
-        self._queue: queue.PriorityQueue[tuple[float, int, Task | None]] = queue.PriorityQueue()
+        self._heap: list[tuple[float, int, Task]] = []
         self._numbers = itertools.count()
 
     def put(self, task: Task, *, computed: bool = False) -> None:
-        """Adds a task."""
+        """Adds a text."""
         head_start = _HEAD_START if task.ticket.urgent else 0.0
-        self._put(-math.inf if computed else time.monotonic() - head_start, task)
+        rank = -math.inf if computed else time.monotonic() - head_start
+        heapq.heappush(self._heap, (rank, next(self._numbers), task))
 
-    def get(self) -> Task | None:
-        """Waits for a task; None is the end."""
-        return self._queue.get()[2]
+    def pop(self) -> Task | None:
+        """Removes the text whose turn it is; None where there is none."""
+        return heapq.heappop(self._heap)[2] if self._heap else None
 
-    def close(self) -> None:
-        """Ends the thread once all else is done."""
-        self._put(math.inf, None)
 
-    def _put(self, rank: float, task: Task | None) -> None:
-        self._queue.put((rank, next(self._numbers), task))
+@dataclass(frozen=True, eq=False, slots=True)
+class Worker:
+    """A thread's part in the work.
+
+    Attributes:
+        name: of the thread.
+        lane: whose texts it carries on; None for no texts.
+        runs: whether it may run the graph.
+        called: waited on by the thread while it is idle; shares the scheduler's lock.
+    """
+
+    name: str
+    lane: Lane | None
+    runs: bool
+    called: threading.Condition
+
+
+Job = Callable[[], None]
+
+
+class Crew:
+    """Threads that do what a scheduler finds for them.
+
+    Nobody waits while there is something that he may do: who makes work beyond what he will find
+    himself next has to call another.
+
+    Args:
+        lock: of the scheduler, held while it is asked; so are the methods to be called under it.
+        parts: the `name`, `lane` and `runs` of each thread, see `Worker`.
+        find: says what a worker does next; None for nothing now.
+        over: says whether there will never be anything more.
+    """
+
+    def __init__(
+        self,
+        lock: threading.RLock,
+        parts: Sequence[tuple[str, Lane | None, bool]],
+        find: Callable[[Worker], Job | None],
+        over: Callable[[], bool],
+    ) -> None:
+        self._lock, self._find, self._over = lock, find, over
+        self._idle: list[Worker] = []
+        workers = [Worker(*part, threading.Condition(lock)) for part in parts]
+        self._threads = [
+            threading.Thread(target=self._work, args=(worker,), name=worker.name, daemon=True)
+            for worker in workers
+        ]
+
+    def start(self) -> None:
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for the ends of the threads, `timeout` seconds in all."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+
+    @property
+    def alive(self) -> bool:
+        """Whether all threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def call_runner(self) -> None:
+        """Calls one that may run the graph, where one is idle."""
+        self._call(lambda worker: worker.runs)
+
+    def call_for(self, lane: Lane) -> None:
+        """Calls one for a text of `lane`, where one is idle."""
+        self._call(lambda worker: worker.lane is lane)
+
+    def call_all(self) -> None:
+        """Calls all that are idle."""
+        while self._idle:
+            self._call(lambda _: True)
+
+    def _call(self, suits: Callable[[Worker], bool]) -> None:
+        for worker in reversed(self._idle):  # who did something last is the quickest
+            if suits(worker):
+                self._idle.remove(worker)
+                worker.called.notify()
+                return
+
+    def _work(self, worker: Worker) -> None:
+        while (job := self._next(worker)) is not None:
+            job()
+
+    def _next(self, worker: Worker) -> Job | None:
+        with self._lock:
+            while (job := self._find(worker)) is None and not self._over():
+                self._idle.append(worker)
+                worker.called.wait()
+            return job

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.backend import Backend, Phase
+from service.protocol import BoundedProtocol
 
 _log = logging.getLogger("l2e.service")
 
@@ -87,7 +88,7 @@ def configure(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="h11",  # bounds the head of a request; httptools takes one without an end
+        http=BoundedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -27,7 +27,10 @@ POISON = "poison"
 
 
 class HeldExplainer(Explainer):
-    """The tiny explainer, which notes what it computes and waits while `gate` is closed."""
+    """The tiny explainer, which notes what it computes and waits while `gate` is closed.
+
+    It must not be run twice at a time.
+    """
 
     def __init__(self, bundle: Bundle, session: OnnxSession) -> None:
         super().__init__(bundle, session)
@@ -35,6 +38,8 @@ class HeldExplainer(Explainer):
         self.gate.set()
         self.entered = threading.Semaphore(0)
         self.batches: list[list[str]] = []
+        self.threads: list[str] = []  # names of those that ran it
+        self._alone = threading.Lock()
         self._texts: dict[Row, str] = {}
         self._calls_to_hold = 0
 
@@ -62,6 +67,14 @@ class HeldExplainer(Explainer):
                 return end.value
 
     def run(self, rows: Sequence[Row]) -> list[Outputs]:
+        assert self._alone.acquire(blocking=False)
+        try:
+            return self._run(rows)
+        finally:
+            self._alone.release()
+
+    def _run(self, rows: Sequence[Row]) -> list[Outputs]:
+        self.threads.append(threading.current_thread().name)
         texts = [self._texts.get(row, "") for row in rows]
         self.batches.append(texts)
         self._calls_to_hold -= 1

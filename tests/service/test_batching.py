@@ -39,9 +39,9 @@ def start_scheduler(held):
         assert not scheduler.alive
 
 
-@pytest.fixture
-def runner(start_scheduler):
-    return start_scheduler()
+@pytest.fixture(params=[False, True], ids=["crew", "one_runner"])
+def runner(start_scheduler, request):
+    return start_scheduler(one_runner=request.param)
 
 
 def ask(runner, *texts, timeout=10.0, wish=None, urgent=True):
@@ -137,6 +137,19 @@ def test_deadline_while_computing_does_not_wait_for_the_end(runner, held):
         assert isinstance((await ask(runner, "next"))[0], Reply)
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("one_runner", [False, True])
+def test_threads_keep_to_their_parts(one_runner, start_scheduler, held, mixed_texts):
+    scheduler = start_scheduler(one_runner=one_runner, max_waiting=100)
+    texts = [*mixed_texts, "great story " * (LONG_CHARS // 8)]
+
+    async def scene():
+        alone = await ask(scheduler, "great")
+        return [*alone, *await asyncio.gather(*(ask(scheduler, text) for text in texts))]
+
+    asyncio.run(scene())
+    assert set(held.threads) == {"graph" if one_runner else "texts and graph"}
 
 
 def test_client_that_leaves_the_line_is_not_computed(runner, held):
@@ -359,12 +372,11 @@ def test_a_fresh_text_of_the_background_waits_a_second_for_urgent_ones_at_most()
     lane.put(tasks[0])
     lane.put(tasks[1])
     lane.put(tasks[2], computed=True)
-    lane.close()
-    assert [lane.get() for _ in range(4)] == [tasks[2], tasks[1], tasks[0], None]
+    assert [lane.pop() for _ in range(4)] == [tasks[2], tasks[1], tasks[0], None]
     lane.put(tasks[0])
     time.sleep(1.1)
     lane.put(tasks[1])
-    assert lane.get() is tasks[0]
+    assert lane.pop() is tasks[0]
 
 
 def test_a_long_text_holds_up_nobody_while_it_is_tokenised(start_scheduler, held):
