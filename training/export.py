@@ -18,12 +18,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from models.bundle import Bundle
 from models.text import TextEncoder
+from training.attention import written_out
 from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.explainer.network import ExplainerNetwork, NetworkConfig, select_states
 from training.integer import SCALE, dequantise
 
-OPSET = 18
+OPSET = 20  # the first with a node for GELU, which ONNX Runtime joins with the bias before it
 EXPLANATION_OUTPUTS = ("weights", "label_probs")
 
 
@@ -76,7 +77,7 @@ def to_onnx(fused: FusedModel) -> bytes:
         torch.ones(2, 7, dtype=torch.int64),
         torch.tensor([-1, 0]),
     )
-    with warnings.catch_warnings():
+    with written_out(fused.classifier), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             fused,

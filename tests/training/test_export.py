@@ -2,6 +2,7 @@ import dataclasses
 import socket
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,16 @@ def test_only_standard_operators(pair):
     assert not model.functions
     for graph in every_graph(model.graph):
         assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+
+
+def test_attention_and_gelu_are_few_nodes(pair):
+    graphs = every_graph(onnx.load_model_from_string(pair.model).graph)
+    counts = Counter(node.op_type for graph in graphs for node in graph.node)
+    layers = pair.fused.classifier.config.num_hidden_layers + pair.fused.explainer.config.blocks
+    assert counts["Gelu"] == layers + 1  # and the explainer's last
+    assert not counts["Erf"]
+    assert not counts["IsNaN"]  # no looking for rows without anything to attend to
+    assert pair.fused.classifier.config._attn_implementation == "sdpa"
 
 
 def test_inputs_and_outputs(pair):

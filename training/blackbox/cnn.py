@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
+from training.attention import attend
 from training.blackbox.evidence import Evidence, silence
 from training.blackbox.output import LOWEST, RationaleOutput
 
@@ -122,9 +123,7 @@ class SelfAttention(nn.Module):
         qkv = self.query_key_value(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
         bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, LOWEST)
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias[:, None, None, :]
-        )
+        mixed = attend(query, key, value, bias[:, None, None, :])
         result: Tensor = x + self.output(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return result
 

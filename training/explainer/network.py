@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.attention import attend
 from training.explainer.labels import CLASS_VALUES
 
 
@@ -66,9 +67,7 @@ class Block(nn.Module):
         batch, tokens, width = x.shape
         qkv = self.query_key_value(self.norm_attention(x))
         q, k, v = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads).unbind(2)
-        mixed = functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias.to(q.dtype)
-        )
+        mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias.to(q.dtype))
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, width)
         x = x + self.dropout(self.attention_output(mixed))
         hidden = functional.gelu(self.expand(self.norm_feedforward(x)))

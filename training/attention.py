@@ -1,0 +1,40 @@
+"""Attention as our own networks use it, written out where ONNX Runtime is to compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Returns softmax(q k' / sqrt(d) + bias) v, [batch, heads, tokens, d].
+
+    torch's own function becomes, in an exported graph, twice as many nodes: it scales queries and
+    keys apart and looks for rows that may attend to nothing, of which we have none.
+
+    Args:
+        query: [batch, heads, tokens, d].
+        key: likewise.
+        value: likewise.
+        bias: added to the scores, of a shape that is broadcast to [batch, heads, tokens, tokens].
+    """
+    if not torch.compiler.is_exporting():
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    scores = torch.matmul(query, key.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    return torch.matmul((scores + bias).softmax(-1), value)
+
+
+@contextmanager
+def written_out(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a model of `transformers` write its attention out, too."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
