@@ -40,8 +40,8 @@ done, answers.jsonl.part keeps what there is. A bad row gets status "error" and 
 On a cluster, with 'l2e[cpu,ray]' on each of its machines; run it on one of them:
   RAY_ADDRESS=head:6379 l2e score reviews.csv answers.jsonl --engine ray
 
-IN, OUT and the bundle need to be on that machine only. It writes the same bytes, and what one
-engine began the other goes on with.
+IN, OUT and the bundle need to be on that machine only. On equal machines, with the same kind of
+processor, it writes the same bytes, and what one engine began the other goes on with.
 """
 PRECISIONS = """\
 precisions:
@@ -524,6 +524,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     _need(SERVING, "cpu")
+    from service.propagators import check_propagators
+
+    check_propagators()  # or the next import fails on them
     from service.app import main as serve
     from service.settings import read_settings
 
@@ -556,8 +559,9 @@ def _score(options: argparse.Namespace) -> int:
         raise ValueError("--max-words has no say beside --no-explain: leave one of them out")
     _need(SERVING, "cpu")
     from models.explainer import Explainer
-    from service.score import ScoreOptions, check_paths, score
+    from service.score import check_paths, score
     from service.tables import Columns
+    from service.work import ScoreOptions
 
     check_paths(options.input, options.output)  # before a bundle is loaded, which takes seconds
     engine = _score_engine(options)

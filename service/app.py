@@ -15,7 +15,7 @@ from models.explainer import Explainer
 from service import errors, logs, static
 from service.backend import Backend
 from service.middleware import AccessLog, BodyLimit, LastResort, SecurityHeaders
-from service.routes import build_router
+from service.routes import build_router, direct
 from service.schemas import RequestModels, request_models
 from service.server import listen, serve
 from service.settings import Settings, SettingsError, read_settings
@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
 
     Raises:
         SettingsError: a setting in the environment is bad, or traces are asked for and the extra
-            `otel` is not installed.
+            `otel` is not installed or cannot do what `OTEL_*` say.
     """
     settings = settings or read_settings()
     tracing = None if settings.traces == "none" else _tracing()
@@ -86,7 +86,9 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
     )
     app.state.backend = backend
     app.state.tracing = tracing
-    app.include_router(build_router(backend, models))
+    router = build_router(backend, models)
+    app.include_router(router)
+    app.router.routes[:0] = direct(router)
     app.include_router(static.build_router(app.openapi()))
     errors.install(app)
     # The last one added is the first to see a request.
@@ -139,10 +141,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await loading
-        await backend.stop()
-        if tracing is not None:
-            await asyncio.to_thread(tracing.stop)
+        try:
+            await loading
+            await backend.stop()
+        finally:
+            if tracing is not None:
+                await asyncio.to_thread(tracing.stop)
 
 
 def _tracing() -> "Tracing":

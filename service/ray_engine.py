@@ -8,12 +8,12 @@ shard done again, by Ray.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +26,12 @@ import ray.data
 from ray.data.block import BlockMetadata
 
 from models.bundle import CONFIG, MANIFEST, MODEL, TOKENIZER, Bundle, MismatchError
+from models.cluster import attempt, results, start_attempts
 from models.explainer import Explainer
 from models.session import DeviceName
-from service.ray_attempts import begin, start_counting
-from service.score import Done, Job, Work
 from service.shards import Counts
 from service.tables import InputRow
+from service.work import Done, Job, Work
 
 IN_FLIGHT = 1 << 25  # bytes per worker in Ray's object store: shards that wait, and results
 
@@ -48,40 +48,30 @@ class RayEngine:
     workers: int | None = None
     processors: int = 1
 
-    def __call__(self, explainer: Explainer, work: Work) -> Iterator[Done]:
+    def __call__(self, explainer: Explainer, work: Work) -> Generator[Done, None, None]:
         """See `Engine`.
 
         Raises:
             ValueError: no machine of the cluster has what a worker needs, or the input changed.
             BundleError: the bundle changed, or gives another golden answer on a worker's machine.
-            RuntimeError: a shard ended several workers.
+            RuntimeError: a shard ended several workers in a row.
         """
         connect()
-        rows = self._rows(explainer, work)
-        failure: Exception | None = None
-        try:
+        with closing(results(self._plan(explainer, work))) as rows:
             for row in rows:
                 counts = Counts(int(row["rows"]), int(row["errors"]))
                 yield Done(int(row["number"]), bytes(row["lines"]), counts)
-        except ray.exceptions.RayTaskError as error:
-            failure = error.cause
-            failure.add_note(str(error))  # where it happened
-        # Datasets and errors are cycles, and as long as they are there actors keep processors.
-        del rows
-        gc.collect()
-        if failure is not None:
-            raise failure
 
-    def _rows(self, explainer: Explainer, work: Work) -> Iterator[Mapping[str, Any]]:
-        """Starts the work; yields rows of what `Worker` returns."""
+    def _plan(self, explainer: Explainer, work: Work) -> ray.data.Dataset:
+        """Returns what `Worker` will return as a dataset that is not computed yet."""
         device = explainer.session.device
         needed = {"CPU": self.processors, "GPU": int(device.startswith("cuda"))}
         workers = min(self._workers(needed), work.missing)
         # The reader and the workers have current folders of their own.
         work = replace(work, source=replace(work.source, path=work.source.path.absolute()))
-        attempts = start_counting()
+        attempts = start_attempts()
         data = ray.data.read_datasource(Jobs(work, attempts), num_cpus=0, override_num_blocks=1)
-        done = data.map_batches(
+        done: ray.data.Dataset = data.map_batches(
             Worker,
             fn_constructor_kwargs={
                 "files": ray.put(pack(explainer.bundle)),
@@ -98,7 +88,7 @@ class RayEngine:
             num_gpus=needed["GPU"],
         )
         _configure(done.context, workers * IN_FLIGHT)
-        return iter(done.iter_rows())
+        return done
 
     def _workers(self, needed: Mapping[str, int]) -> int:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -115,7 +105,7 @@ class Jobs(ray.data.Datasource):
 
     Args:
         work: whose jobs these are; the path of its source is absolute.
-        attempts: that `start_counting` returned.
+        attempts: that `start_attempts` returned.
     """
 
     supports_distributed_reads = False
@@ -134,9 +124,9 @@ class Jobs(ray.data.Datasource):
         work, attempts = self.work, self.attempts
 
         def read() -> Iterator[pa.Table]:
-            begin(attempts, f"reading {work.source.path}")
-            for job in work.jobs():
-                yield to_table(job)
+            with attempt(attempts, f"reading {work.source.path}"):
+                for job in work.jobs():
+                    yield to_table(job)
 
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [ray.data.ReadTask(read, unknown)]
@@ -150,7 +140,7 @@ class Worker:
         digest: of the bundle.
         device: of the driver's session.
         work: what to do with each shard.
-        attempts: that `start_counting` returned.
+        attempts: that `start_attempts` returned.
     """
 
     def __init__(
@@ -171,8 +161,8 @@ class Worker:
         """Answers the shard of a batch of one."""
         [row] = batch.to_pylist()
         job = to_job(row)
-        begin(self.attempts, f"rows {job.start} to {job.start + len(job.rows) - 1}")
-        done = self.work.do(self.explainer, job)
+        with attempt(self.attempts, f"rows {job.start} to {job.start + len(job.rows) - 1}"):
+            done = self.work.do(self.explainer, job)
         return pa.table(
             {
                 "number": [done.number],
@@ -198,14 +188,22 @@ def connect() -> None:
     Nothing happens where this process has done so already.
 
     Raises:
-        ValueError: see `check_address`.
+        ValueError: there is no such cluster; see also `check_address`.
     """
     if ray.is_initialized():
         return
-    check_address(os.environ.get("RAY_ADDRESS", ""))
+    address = os.environ.get("RAY_ADDRESS", "")
+    check_address(address)
     # Ray's lines would stand among those of the progress; its errors come as exceptions.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    except ConnectionError as error:
+        named = f"RAY_ADDRESS {address}" if address else "the address that `ray start` left here"
+        raise ValueError(
+            f"no Ray cluster at {named}: start one with `ray start --head`, or unset RAY_ADDRESS "
+            "and run `ray stop` to have one for this command alone"
+        ) from error
 
 
 def check_address(address: str) -> None:
@@ -297,6 +295,5 @@ def _configure(context: ray.data.DataContext, memory: int) -> None:
     context.execution_options.resource_limits = limits
     context.target_max_block_size = 1  # byte: a block, and so a task, for each shard
     context.max_errored_blocks = 0
-    context.raise_original_map_exception = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False

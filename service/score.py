@@ -1,162 +1,36 @@
 """`l2e score`: labels and explains every row of a file, in shards, from where it was killed.
 
-The rows are cut into shards by their order and length alone, and a text's answer does not depend on
-its company, so that an undisturbed run and one that was killed any number of times write the same
-bytes.
+An undisturbed run and one that was killed any number of times write the same bytes; see
+`service.work` for why.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from models.explainer import Explainer, Explanation
+from models.explainer import Explainer
 from models.progress import TextProgress
-from models.text import check_text
-from service.results import answered, check_cell, failed, to_line, write_results
-from service.shards import Counts, WorkError, WorkFolder, exists_already, open_work, work_path
-from service.tables import Columns, InputRow, format_of, read_rows
-
-# Of a shard, whichever comes first; a killed run loses at most the shard it was in.
-SHARD_ROWS = 1_000
-SHARD_CHARS = 500_000
-# Raise it with every change of what a shard holds or of how rows are cut.
-_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreOptions:
-    """What is asked of each row.
-
-    Attributes:
-        columns: of the input.
-        target: the label to explain; None explains the predicted one.
-        explain: False labels only.
-        max_words: the most words of a rationale; None means 30 % of the text's words.
-    """
-
-    columns: Columns = field(default_factory=Columns)
-    target: str | None = None
-    explain: bool = True
-    max_words: int | None = None
-
-    def answer(self, explainer: Explainer, texts: Sequence[str]) -> list[Explanation]:
-        """Asks the explainer."""
-        if self.explain:
-            return explainer.explain(texts, self.target, max_words=self.max_words)
-        return explainer.predict(texts, self.target)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An input file as it was when the run began.
-
-    Attributes:
-        path: of the file.
-        sha256: of its content.
-        rows: in it.
-        shards: that they are cut into.
-        stat: what changes when somebody writes to it.
-    """
-
-    path: Path
-    sha256: str
-    rows: int
-    shards: int
-    stat: tuple[int, int, int]
-
-    def check(self) -> None:
-        """Refuses to go on with a file that is written to meanwhile."""
-        if _stat(self.path) != self.stat:
-            raise WorkError(
-                f"{self.path} changed while it was read: repeat the command when it is as it was, "
-                "or remove the work folder to begin anew"
-            )
-
-
-class Job(NamedTuple):
-    """A shard to do.
-
-    Attributes:
-        number: of the shard, from 0.
-        start: the index of its first row.
-        rows: in the order of the input.
-    """
-
-    number: int
-    start: int
-    rows: Sequence[InputRow]
-
-
-class Done(NamedTuple):
-    """A finished shard: its number, a line of JSON per row, and how many there are."""
-
-    number: int
-    lines: bytes
-    counts: Counts
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is to be done with an input; small enough to be sent to another process.
-
-    Attributes:
-        source: the input.
-        options: what is asked of each row.
-        suffix: of the output.
-        finished: the shards that an earlier run has done.
-    """
-
-    source: Source
-    options: ScoreOptions
-    suffix: str
-    finished: frozenset[int]
-
-    @property
-    def missing(self) -> int:
-        """How many shards are to be done."""
-        return self.source.shards - len(self.finished)
-
-    def jobs(self) -> Iterator[Job]:
-        """Reads the input and yields the shards that are missing, each when it is asked for.
-
-        Raises:
-            WorkError: the input is no longer what it was.
-        """
-        self.source.check()
-        start = 0
-        for number, rows in enumerate(cut(read_rows(self.source.path, self.options.columns))):
-            if number not in self.finished:
-                yield Job(number, start, rows)
-            start += len(rows)
-
-    def do(self, explainer: Explainer, job: Job) -> Done:
-        """Answers the rows of a shard; a bad one fails alone."""
-        checked = [_checked(row, self.suffix) for row in job.rows]
-        texts = [row.text for row in checked if row.error is None]
-        answers = iter(self.options.answer(explainer, texts))
-        lines = []
-        for index, row in enumerate(checked, job.start):
-            if row.error is None:
-                record = answered(index, row.id, next(answers))
-            else:
-                record = failed(index, row.id, row.error)
-            lines.append(to_line(record))
-        return Done(job.number, b"".join(lines), Counts(len(checked), len(checked) - len(texts)))
+from service.results import check_cell, write_results
+from service.shards import Counts, WorkFolder, exists_already, open_work, work_path
+from service.tables import format_of
+from service.work import SHARD_CHARS, SHARD_ROWS, VERSION, Done, ScoreOptions, Source, Work, survey
 
 
 class Engine(Protocol):
     """Where shards are computed."""
 
-    def __call__(self, explainer: Explainer, work: Work) -> Iterator[Done]:
-        """Does all of `work.jobs()` and yields each result when it is there, in any order."""
+    def __call__(self, explainer: Explainer, work: Work) -> Generator[Done, None, None]:
+        """Does all of `work.jobs()` and yields each result when it is there, in any order.
+
+        Whoever asks closes it, so that nothing goes on where the results are no longer wanted.
+        """
         ...
 
 
-def run_locally(explainer: Explainer, work: Work) -> Iterator[Done]:
+def run_locally(explainer: Explainer, work: Work) -> Generator[Done, None, None]:
     """Does the jobs one after the other in this process; an `Engine`."""
     for job in work.jobs():
         yield work.do(explainer, job)
@@ -224,42 +98,6 @@ def score(
     return counts
 
 
-def survey(path: Path, columns: Columns) -> Source:
-    """Reads a file once before any work: what is in it, and whether it can be read to its end.
-
-    Raises:
-        TableError: it is no table, or no row has a column that is needed.
-    """
-    stat = _stat(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    rows, shards, missing = 0, 0, set(columns.needed)
-    first: Sequence[str] = ()
-    for shard in cut(read_rows(path, columns)):
-        rows += len(shard)
-        shards += 1
-        for row in shard:
-            missing.difference_update(row.columns)
-            first = first or row.columns
-    if missing and first:
-        columns.check(path, first)
-    return Source(path, digest, rows, shards, stat)
-
-
-def cut(rows: Iterable[InputRow]) -> Iterator[list[InputRow]]:
-    """Cuts rows into shards of at most `SHARD_ROWS` and about `SHARD_CHARS`."""
-    shard: list[InputRow] = []
-    chars = 0
-    for row in rows:
-        shard.append(row)
-        chars += len(row.text) + len(row.id or "")
-        if len(shard) == SHARD_ROWS or chars >= SHARD_CHARS:
-            yield shard
-            shard, chars = [], 0
-    if shard:
-        yield shard
-
-
 def _compute(
     found: Source,
     explainer: Explainer,
@@ -274,30 +112,17 @@ def _compute(
     before = sum(shard.rows for shard in counts.values())
     with TextProgress(found.path.name, found.rows, before) as progress:
         if work.missing:
-            for done in engine(explainer, work):
-                found.check()
-                folder.add(*done)
-                counts[done.number] = done.counts
-                progress.add(done.counts.rows)
+            with closing(engine(explainer, work)) as results:
+                for done in results:
+                    found.check()
+                    folder.add(*done)
+                    counts[done.number] = done.counts
+                    progress.add(done.counts.rows)
     found.check()
     if len(counts) != found.shards:
         missing = found.shards - len(counts)
         raise RuntimeError(f"{missing} shards of {found.path} are missing: repeat the command")
     return counts
-
-
-def _checked(row: InputRow, suffix: str) -> InputRow:
-    """Gives a row that cannot be answered, or whose id cannot be written, its error."""
-    try:
-        check_cell(row.id or "", suffix, "id")
-    except ValueError as error:
-        return row._replace(id=None, error=str(error))
-    try:
-        if row.error is None:
-            check_text(row.text)
-    except ValueError as error:
-        return row._replace(error=str(error))
-    return row
 
 
 def _key(source: Source, explainer: Explainer, options: ScoreOptions) -> dict[str, Any]:
@@ -312,10 +137,5 @@ def _key(source: Source, explainer: Explainer, options: ScoreOptions) -> dict[st
         "--target": options.target,
         "--no-explain": not options.explain,
         "--max-words": options.max_words,
-        "version of l2e": [_VERSION, SHARD_ROWS, SHARD_CHARS],
+        "version of l2e": [VERSION, SHARD_ROWS, SHARD_CHARS],
     }
-
-
-def _stat(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino

@@ -15,10 +15,12 @@ conventions for HTTP ask for, are left out; the route says what matters of them.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -41,15 +43,31 @@ from service.middleware import ITEMS, METHODS, REQUEST_ID
 from service.settings import SettingsError
 from service.tickets import JOURNAL, Journal
 
-STOP_SECONDS = 5.0  # most that the last spans may take to be sent when the server ends
+# Most that the last spans may take to be sent when the server ends. It comes after `drain_timeout`,
+# so it is short: a collector that answers takes a fraction of it.
+STOP_SECONDS = 2.0
 UNTRACED = {"/health/live", "/health/ready", "/metrics"}
 # Which stages become spans. Those of a batch overlap and are many, but its runs tell where it
 # waited; a stream may have millions.
 _CHILDREN = {"/predict": STAGES, "/predict/batch": ("run",)}
-# The first that is set counts.
-_EXPORTERS = ("OTEL_TRACES_EXPORTER",)
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_RATIOS = ("traceidratio", "parentbased_traceidratio")
+_SAMPLERS = (
+    *("always_on", "always_off", "parentbased_always_on", "parentbased_always_off"),
+    *_RATIOS,
+)
+# Of variables with two names the first that is set counts.
+_CHOICES = (
+    (("OTEL_TRACES_EXPORTER",), ("otlp",)),
+    (("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"), ("http/protobuf",)),
+    (
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+        ("none", "gzip", "deflate"),
+    ),
+    (("OTEL_TRACES_SAMPLER",), _SAMPLERS),
+)
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_TIMEOUTS = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
+_MOST = 1_000_000  # spans, milliseconds or seconds
 
 _log = logging.getLogger("l2e.service")
 
@@ -64,21 +82,25 @@ class Tracing:
         version: of this service.
 
     Raises:
-        SettingsError: a standard variable asks for what is not there.
+        SettingsError: a standard variable asks for what is not there, or is no number.
 
     Attributes:
         provider: of the SDK; may be given more processors.
     """
 
     def __init__(self, version: str) -> None:
-        _check_environment()
+        _check_choices()
+        self._batches = _read_batches()
         ours = {SERVICE_NAME: "l2e", SERVICE_VERSION: version}
         named = OTELResourceDetector().detect().attributes
         given = {key: value for key, value in ours.items() if key not in named}
-        # At the interpreter's end it would wait for half a minute; `stop` does not.
-        self.provider = TracerProvider(resource=Resource.create(given), shutdown_on_exit=False)
+        try:
+            # At the interpreter's end it would wait for half a minute; `stop` does not.
+            self.provider = TracerProvider(resource=Resource.create(given), shutdown_on_exit=False)
+            self._exporter = OTLPSpanExporter(timeout=_number(_TIMEOUTS, 0.001))
+        except (RuntimeError, ValueError) as error:  # of variables that few use, such as limits
+            raise SettingsError(f"bad setting: OTEL_*: {error}") from None
         self._tracer = self.provider.get_tracer("l2e", version)
-        self._exporter: OTLPSpanExporter | None = None
 
     def install(self, app: Starlette) -> None:
         """Traces the requests of `app`, from before the middleware that was added so far."""
@@ -86,8 +108,7 @@ class Tracing:
 
     def start(self) -> None:
         """Starts the thread that sends what has ended; it drops spans when it cannot keep up."""
-        self._exporter = OTLPSpanExporter()
-        self.provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self.provider.add_span_processor(BatchSpanProcessor(self._exporter, **self._batches))
 
     def stop(self) -> None:
         """Sends what is left, within `STOP_SECONDS`."""
@@ -95,7 +116,7 @@ class Tracing:
         ending = threading.Thread(target=self.provider.shutdown, name="last spans", daemon=True)
         ending.start()
         ending.join(STOP_SECONDS)
-        if ending.is_alive() and self._exporter is not None:
+        if ending.is_alive():
             _log.warning("the collector did not take the last spans in %g s", STOP_SECONDS)
             self._exporter.shutdown()  # tries no more
 
@@ -192,16 +213,51 @@ def _method(scope: Scope) -> str:
     return scope["method"] if scope["method"] in METHODS else "_OTHER"
 
 
-def _check_environment() -> None:
-    """Refuses what would otherwise fail in the background, batch by batch."""
-    for names, only in ((_EXPORTERS, "otlp"), (_PROTOCOLS, "http/protobuf")):
+def _check_choices() -> None:
+    """Refuses what would fail in the background, batch by batch, or be replaced by a default."""
+    for names, known in _CHOICES:
         for name, value in _given(names):
-            if value != only:
-                cure = f"must be {only} here, or set L2E_TRACES=none"
+            if value.lower() not in known:
+                cure = f"must be {' or '.join(known)} here, or set L2E_TRACES=none"
                 raise SettingsError(f"bad setting: {name}: {cure}")
+    if os.environ.get("OTEL_TRACES_SAMPLER", "").lower() in _RATIOS:
+        _number(("OTEL_TRACES_SAMPLER_ARG",), 0, 1)
     for name, value in _given(_ENDPOINTS):
         if not value.startswith(("http://", "https://")):
             raise SettingsError(f"bad setting: {name}: must be a URL such as http://collector:4318")
+
+
+def _read_batches() -> dict[str, Any]:
+    """How spans are sent, as arguments of the SDK, which of bad variables writes tracebacks."""
+    queue = _number(("OTEL_BSP_MAX_QUEUE_SIZE",), 1, whole=True) or 2_048
+    delay = _number(("OTEL_BSP_SCHEDULE_DELAY",), 1, whole=True) or 5_000
+    batch = _number(("OTEL_BSP_MAX_EXPORT_BATCH_SIZE",), 1, whole=True) or 512
+    if batch > queue:
+        cure = f"must be at most OTEL_BSP_MAX_QUEUE_SIZE, and {batch} is more than {queue}"
+        raise SettingsError(f"bad setting: OTEL_BSP_MAX_EXPORT_BATCH_SIZE: {cure}")
+    return {
+        "max_queue_size": queue,
+        "max_export_batch_size": batch,
+        "schedule_delay_millis": delay,
+        "export_timeout_millis": 30_000,  # it would read the variable, but does not use it
+    }
+
+
+def _number(
+    names: Iterable[str], least: float, most: float = _MOST, *, whole: bool = False
+) -> float | None:
+    """The number that a variable gives, None where it is not set."""
+    for name, value in _given(names):
+        try:
+            number = int(value) if whole else float(value)
+        except ValueError:
+            number = math.nan
+        if least <= number <= most:
+            return number
+        kind = "whole number" if whole else "number"
+        cure = f"must be a {kind} from {least} to {most}"
+        raise SettingsError(f"bad setting: {name}: {cure}")
+    return None
 
 
 def _given(names: Iterable[str]) -> list[tuple[str, str]]:

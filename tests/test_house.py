@@ -109,7 +109,8 @@ def test_the_walk_would_see_torch():
 
 
 @pytest.mark.parametrize(
-    ("package", "extras"), [("models", ["cpu"]), ("service", ["cpu", "otel", "parquet", "ray"])]
+    ("package", "extras"),
+    [("models", ["cpu", "ray"]), ("service", ["cpu", "otel", "parquet", "ray"])],
 )
 def test_what_is_served_imports_only_what_a_serving_install_declares(package, extras):
     assert not undeclared(package, *extras)

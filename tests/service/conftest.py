@@ -126,6 +126,14 @@ class FourLabelExplainer(Explainer):
         )
 
 
+class BreakingBackend(Backend):
+    """A backend that cannot be stopped in order."""
+
+    async def stop(self) -> None:
+        await super().stop()
+        raise RuntimeError("cannot stop")
+
+
 @dataclasses.dataclass
 class Live:
     """A server in a thread of this process."""
@@ -197,6 +205,11 @@ def held(tiny_explainer):
     explainer = HeldExplainer(tiny_explainer.bundle, tiny_explainer.session)
     yield explainer
     explainer.gate.set()
+
+
+@pytest.fixture
+def breaking_backend(tiny_bundle, tiny_explainer):
+    return BreakingBackend(Settings(bundle=tiny_bundle), tiny_explainer)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """`l2e score`: every row of a file, in any format, killed and resumed at any moment."""
 
 import csv
+import inspect
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,10 +18,10 @@ from pyarrow import parquet
 
 from l2e import main
 from models import bundle
-from service import score as stage
-from service.score import SHARD_CHARS, ScoreOptions, run_locally, score
+from service.score import run_locally, score
 from service.shards import Counts, WorkError, open_work
 from service.tables import MAX_CHARS, MAX_LINE, Columns, read_rows
+from service.work import SHARD_CHARS, ScoreOptions, survey
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -517,6 +519,27 @@ def test_an_engine_that_leaves_out_shards_is_noticed(shards, tiny_explainer, tmp
     assert (tmp_path / "out.csv").read_bytes() == shards[1]
 
 
+def test_an_engine_is_closed_where_its_results_are_no_longer_wanted(
+    shards, tiny_explainer, tmp_path
+):
+    table = tmp_path / "in.jsonl"
+    table.write_bytes(shards[0].read_bytes())
+    engines = []  # which keeps them from being closed for want of references
+
+    def spoiled(explainer, work):
+        for done in run_locally(explainer, work):
+            os.utime(table, ns=(1, 1))  # behind the run's back
+            yield done
+
+    def kept(explainer, work):
+        engines.append(spoiled(explainer, work))
+        return engines[0]
+
+    with pytest.raises(WorkError, match="changed while it was read"):
+        score(table, tmp_path / "out.csv", tiny_explainer, ScoreOptions(), kept)
+    assert inspect.getgeneratorstate(engines[0]) == inspect.GEN_CLOSED
+
+
 def test_a_second_process_on_the_same_output_is_refused(refused, started, rows, tmp_path):
     (table, undisturbed), output = rows, tmp_path / "out.jsonl"
     process = started(table, output, 0)
@@ -610,7 +633,7 @@ def test_a_changed_input_is_refused(refused, run, unfinished):
 
 def test_an_input_that_changes_meanwhile_is_noticed(unfinished):
     table, _ = unfinished
-    found = stage.survey(table, Columns())
+    found = survey(table, Columns())
     found.check()
     with table.open("ab") as file:
         file.write(b'{"text": "late"}\n')
@@ -648,7 +671,8 @@ MEMORY = """
 import sys
 from pathlib import Path
 from models.explainer import Explainer
-from service.score import ScoreOptions, score
+from service.score import score
+from service.work import ScoreOptions
 from tests.service.conftest import CannedExplainer
 
 folder, bundle = map(Path, sys.argv[1:])

@@ -18,9 +18,10 @@ import pytest
 from models import bundle
 from models.bundle import CorruptFileError, MismatchError
 from models.explainer import Explainer
-from service.score import SHARD_CHARS, Job, ScoreOptions, run_locally, score
+from service.score import run_locally, score
 from service.shards import WorkError
 from service.tables import InputRow
+from service.work import SHARD_CHARS, Job, ScoreOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 8
@@ -31,7 +32,7 @@ MODULE = """
 import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from service.score import Work
+from service.work import Work
 
 DONE = []
 
@@ -233,6 +234,25 @@ def test_an_input_that_changed_is_not_read(engine, shards, tiny_explainer, tmp_p
     assert noted(tmp_path / "notes", "read") == []
 
 
+def test_a_run_that_is_given_up_frees_its_processors(
+    engine, shards, tiny_explainer, tmp_path, wait_until
+):
+    import ray
+
+    table = tmp_path / "in.jsonl"
+    table.write_bytes(shards[0].read_bytes())
+    watched = engine("Watched", tmp_path / "notes")
+
+    def spoiled(explainer, work):
+        for done in watched(explainer, work):
+            os.utime(table, ns=(1, 1))  # behind the run's back
+            yield done
+
+    with pytest.raises(WorkError, match="changed while it was read"):
+        score(table, tmp_path / "out.jsonl", tiny_explainer, ScoreOptions(), spoiled)
+    wait_until(lambda: ray.available_resources().get("CPU") == 2, 60)
+
+
 def test_the_reader_waits_for_the_workers(engine, tiny_explainer, tmp_path):
     """Or the whole input would lie in memory."""
     from service.ray_engine import IN_FLIGHT
@@ -312,6 +332,31 @@ def test_an_address_where_somebody_listens_is_for_ray_to_judge(module):
         module.check_address(f"127.0.0.1:{server.getsockname()[1]}")
     for address in ("", "auto", "local"):
         module.check_address(address)
+
+
+# Ray looks for clusters among the processes of the machine, where there may be some; here it sees
+# its own process alone.
+ALONE = """
+import os, sys, ray, psutil, l2e
+from pathlib import Path
+for entry in os.listdir("/proc"):
+    if not entry.isdigit() or int(entry) == os.getpid():
+        Path(sys.argv[1], entry).symlink_to(f"/proc/{entry}")
+psutil.PROCFS_PATH = sys.argv[1]
+sys.exit(l2e.main(["score", *sys.argv[2:], "--engine", "ray"]))
+"""
+
+
+def test_no_cluster_for_auto_is_one_line_with_the_cure(shards, tmp_path):
+    given = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": "auto"}
+    (tmp_path / "proc").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, tmp_path / "proc", shards[0], tmp_path / "out.jsonl"],
+        env=os.environ | given, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("l2e score: no Ray cluster at RAY_ADDRESS auto: start one with")
 
 
 def test_a_shard_travels_as_it_is(module):

@@ -1,5 +1,6 @@
 """Spans of real servers: kept in memory, and sent to a collector that speaks OTLP over HTTP."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -446,6 +447,14 @@ def test_what_is_not_installed_is_said_with_the_cure(missing):
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", "must be http/protobuf"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "http://collector:4318"),
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "/v1/traces", "http://collector:4318"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli", "must be none or gzip or deflate"),
+        ("OTEL_TRACES_SAMPLER", "xray", "must be always_on or always_off or"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "abc", "must be a whole number from 1 to 1000000"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "0", "must be a whole number from 1 to 1000000"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1.5", "must be a whole number from 1 to 1000000"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", "QUEUE_SIZE, and 4096 is more than 2048"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "abc", "must be a number from 0.001 to 1000000"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "nan", "must be a number from 0.001 to 1000000"),
     ],
 )
 def test_what_the_sdk_could_not_do_is_refused_at_the_start(
@@ -456,6 +465,96 @@ def test_what_the_sdk_could_not_do_is_refused_at_the_start(
     with pytest.raises(SettingsError, match=f"{name}: .*{cure}") as caught:
         create_app(Settings(bundle=tiny_bundle, traces="otlp"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", ["2", "-0.1", "half"])
+def test_a_share_that_is_none_is_refused_where_it_counts(share, monkeypatch, tiny_bundle):
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", share)
+    assert create_app(Settings(bundle=tiny_bundle, traces="otlp")).state.tracing
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    with pytest.raises(
+        SettingsError, match="OTEL_TRACES_SAMPLER_ARG: must be a number from 0 to 1"
+    ):
+        create_app(Settings(bundle=tiny_bundle, traces="otlp"))
+
+
+def test_what_only_the_sdk_knows_is_refused_in_its_words(monkeypatch, tiny_bundle):
+    monkeypatch.setenv("OTEL_SPAN_EVENT_COUNT_LIMIT", "many")
+    with pytest.raises(SettingsError, match=r"^bad setting: .*OTEL_SPAN_EVENT_COUNT_LIMIT must be"):
+        create_app(Settings(bundle=tiny_bundle, traces="otlp"))
+
+
+def test_empty_is_not_set(monkeypatch, tiny_bundle, collector, caplog):
+    for name in ("MAX_QUEUE_SIZE", "MAX_EXPORT_BATCH_SIZE", "SCHEDULE_DELAY", "EXPORT_TIMEOUT"):
+        monkeypatch.setenv(f"OTEL_BSP_{name}", "")
+    for name in ("TIMEOUT", "TRACES_TIMEOUT", "COMPRESSION", "PROTOCOL"):
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", "")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    tracing = create_app(Settings(bundle=tiny_bundle, traces="otlp")).state.tracing
+    tracing.start()
+    tracing.stop()
+    assert caplog.records == []
+
+
+def test_the_thread_that_sends_starts_with_the_server(tiny_bundle, collector, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    before = threading.active_count()
+    tracing = create_app(Settings(bundle=tiny_bundle, traces="otlp")).state.tracing
+    assert threading.active_count() == before
+    tracing.start()
+    assert threading.active_count() == before + 1
+    tracing.stop()
+
+
+def test_the_last_spans_are_sent_whatever_else_fails(
+    tiny_bundle, breaking_backend, collector, monkeypatch
+):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    app = create_app(Settings(bundle=tiny_bundle, traces="otlp"))
+    app.state.backend = breaking_backend
+
+    async def scene():
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://l2e") as client,
+        ):
+            assert (await client.get("/")).status_code == 200
+
+    with pytest.raises(RuntimeError, match="cannot stop"):
+        asyncio.run(scene())
+    assert [span.name for span in collector.spans] == ["GET /"]
+
+
+PROPAGATORS = (
+    "bad setting: OTEL_PROPAGATORS: 'bees' is not installed: choose of baggage, none, trace"
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value", "line"),
+    [
+        ("-m service", "OTEL_BSP_MAX_QUEUE_SIZE", "abc", "bad setting: OTEL_BSP_MAX_QUEUE_SIZE: "),
+        ("-m service", "OTEL_PROPAGATORS", "tracecontext, bees", PROPAGATORS),
+        ("-m l2e serve", "OTEL_PROPAGATORS", "bees", f"l2e serve: {PROPAGATORS}"),
+    ],
+)
+def test_a_bad_variable_is_one_line_and_ends_with_2(command, name, value, line, tiny_bundle):
+    environment = {"L2E_BUNDLE": str(tiny_bundle), "L2E_PORT": "0", "L2E_TRACES": "otlp"}
+    done = subprocess.run(
+        [sys.executable, *command.split()],
+        env={"PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error", **environment, name: value},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    [shown] = done.stderr.splitlines()
+    assert line in shown
+
+
+@pytest.mark.parametrize("value", ["", "none", "none,bees", "tracecontext , baggage"])
+def test_propagators_that_are_there_are_welcome(value):
+    code = "from service.propagators import check_propagators as check; check(); import service.app"
+    done = python(f"{code}, service.tracing", OTEL_PROPAGATORS=value)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_variable_for_traces_goes_before_that_for_all(monkeypatch, tiny_bundle):

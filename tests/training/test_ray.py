@@ -13,6 +13,7 @@ import torch
 from training.attribution.ray_engine import RayEngine, Worker, share
 from training.attribution.run import Work, attribute_texts, run_locally
 from training.attribution.store import AttributionStore
+from training.blackbox.callable import FunctionError
 from training.blackbox.source import BlackBoxSource
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,9 +29,23 @@ import numpy as np
 HERE = Path(__file__).parent
 CALLS = []
 
-def predict(texts):
+def in_a_worker():
+    return os.getpid() != int((HERE / "driver").read_text())
+
+def deadly(texts):
+    if any("film 5" in text for text in texts) and in_a_worker():
+        (HERE / f"died.{os.getpid()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return predict(texts, wait=False)
+
+def broken(texts):
+    if in_a_worker():
+        raise KeyError("cannot read it")
+    return predict(texts, wait=False)
+
+def predict(texts, wait=True):
     CALLS.append(len(texts))
-    if os.getpid() != int((HERE / "driver").read_text()):
+    if wait and in_a_worker():
         (HERE / f"worker.{os.getpid()}").touch()
         deadline = time.monotonic() + 60
         while len([*HERE.glob("worker.*")]) < 2 and time.monotonic() < deadline:
@@ -146,6 +161,22 @@ def test_a_checkpoint_gives_the_same_files(run, files, lively_checkpoint):
     assert files("cluster") == files("here")
 
 
+def test_a_shard_that_ends_its_workers_is_named(run, module, tmp_path):
+    named = "shard 2 .from the text 'film 4 was great and not dull .' on. ended 3 processes of Ray"
+    with pytest.raises(RuntimeError, match=named):
+        run(BlackBoxSource("l2e_ray_toy:deadly"), "cluster")
+    assert len([*module.glob("died.*")]) == 3
+    assert [*(tmp_path / "cluster").glob("*.parquet")]  # what the other worker did meanwhile
+
+
+def test_an_error_in_a_worker_surfaces_as_it_is(run, module):
+    with pytest.raises(
+        FunctionError, match=r"l2e_ray_toy:broken failed .*cannot read it"
+    ) as raised:
+        run(BlackBoxSource("l2e_ray_toy:broken"), "cluster")
+    assert "ray_engine.py" in raised.value.__notes__[0]  # the traceback in the worker
+
+
 def test_nothing_to_do_starts_nothing(module):
     engine = RayEngine(BlackBoxSource("l2e_ray_toy:predict"), 2)
     black_box = BlackBoxSource("l2e_ray_toy:predict").open()
@@ -169,6 +200,6 @@ def test_a_worker_uses_as_many_threads_as_it_has_processors(module):
     """Not one for each processor of the machine, which other workers have."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    Worker(BlackBoxSource("l2e_ray_toy:predict"), Work("lime", 8, 0), 1)
+    Worker(BlackBoxSource("l2e_ray_toy:predict"), Work("lime", 8, 0), 1, attempts=None)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
