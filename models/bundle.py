@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -47,9 +47,12 @@ __all__ = [
     "SchemaVersionError",
     "load",
     "save",
+    "save_changed",
 ]
 
 _CURE: Final = "restore the bundle from its source or export it again"
+# Fields of the manifest that `save` fills in by itself.
+_DERIVED: Final = ("schema_version", "files", "tokenizer_sha256")
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,34 @@ def save(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return replace(bundle, path=target)
+
+
+def save_changed(
+    bundle: Bundle,
+    path: str | os.PathLike[str],
+    *,
+    model: bytes | None = None,
+    **changes: Any,
+) -> Bundle:
+    """Write a copy of a bundle in which some things are changed, as `save` would write it.
+
+    Args:
+        bundle: the original.
+        path: of the copy; the original's own has it replaced.
+        model: the graph; None keeps that of the original.
+        changes: other arguments of `save` by name, such as `card`.
+
+    Raises:
+        ValueError, BundleError: see `save`.
+    """
+    manifest = bundle.manifest
+    kept: dict[str, Any] = {
+        entry.name: getattr(manifest, entry.name)
+        for entry in fields(manifest)
+        if entry.name not in _DERIVED
+    }
+    kept |= {"tokenizer_json": bundle.tokenizer_json, "config": bundle.config}
+    return save(path, model=bundle.model_bytes() if model is None else model, **kept | changes)
 
 
 def _manifest(path: Path, record: dict[str, Any]) -> Manifest:

@@ -7,7 +7,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -26,6 +26,8 @@ _PROVIDERS: Final = {
     "openvino": OPENVINO,
     "openvino-bf16": OPENVINO,
 }
+# With one of these x86 sums products of bytes in 32 bits.
+_WIDE_SUMS: Final = ("avx512_vnni", "avx_vnni", "amx_int8")
 _CURES: Final = {
     CUDA: "install the extra `gpu` into an environment without the extras `cpu` and `openvino`,"
     " check the NVIDIA driver with `nvidia-smi`, or use device auto or cpu",
@@ -152,6 +154,34 @@ def check_runtimes(found: Mapping[str, str]) -> None:
             f"{wheels} are installed and overwrite each other: pip uninstall {' '.join(found)},"
             " then install one of the extras `cpu`, `gpu` and `openvino`"
         )
+
+
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the instruction sets that Linux lists for an x86 processor, none on any other.
+
+    Args:
+        cpuinfo: the file that lists them.
+    """
+    with contextlib.suppress(OSError), cpuinfo.open(encoding="utf-8") as file:
+        for line in file:
+            name, _, flags = line.partition(":")
+            if name.strip() == "flags":
+                return frozenset(flags.split())
+    return frozenset()
+
+
+def integer_options(flags: Collection[str]) -> dict[str, str]:
+    """Return ONNX Runtime's session options with which products in 8-bit integers are exact.
+
+    Without VNNI its kernels for unsigned times signed bytes clip sums of two products to 16 bits,
+    and a bundle in int8 would answer differently there. The option makes it take signed weights
+    for unsigned ones, and slower kernels; where VNNI is, they would be slower for nothing.
+
+    Args:
+        flags: of the processor, from `processor_flags`.
+    """
+    exact = any(flag in flags for flag in _WIDE_SUMS)
+    return {} if exact else {"session.x64quantprecision": "1"}
 
 
 def available_threads() -> int:

@@ -27,7 +27,9 @@ from models.device import (
     available_threads,
     check_runtimes,
     installed_runtimes,
+    integer_options,
     no_such_device,
+    processor_flags,
 )
 from models.graph import split
 from models.manifest import CorruptFileError, MismatchError
@@ -154,6 +156,8 @@ def _load(model: bytes | Path, device: Device, threads: int) -> dict[bool, ort.I
     options.inter_op_num_threads = 1
     # Spinning threads would take the cores from the tokenizer and the HTTP server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in integer_options(processor_flags()).items():
+        options.add_session_config_entry(name, value)
     options.log_severity_level = _ERRORS
     providers: list[Any] = [CPU]
     if device.provider != CPU:

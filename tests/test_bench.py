@@ -1,6 +1,7 @@
 """The tools of tests/bench that need no load: clocks, the simulated queue, memory, fingerprints."""
 
 import asyncio
+import dataclasses
 import json
 import os
 
@@ -8,10 +9,30 @@ import numpy as np
 import pytest
 
 from models.answer import Row
-from tests.bench.invariance import differences, of_body, of_explanation
-from tests.bench.load import Sent, arrivals, clock, connected, flood, in_turn, post, predict
+from tests.bench.http import Bench, measure
+from tests.bench.invariance import (
+    Company,
+    ask_all,
+    differences,
+    of_body,
+    of_explanation,
+    texts_answered,
+)
+from tests.bench.load import (
+    Answer,
+    Load,
+    Sent,
+    arrivals,
+    clock,
+    connected,
+    flood,
+    in_turn,
+    post,
+    predict,
+)
 from tests.bench.memory import MemoryWatch, Sample, resident_megabytes, slope
 from tests.bench.queue import BatchTimes, measure_batches, simulate
+from tests.bench.results import finish, ratio, rounded
 from tests.bench.servers import SERVICE, Cores, running_on, server, share_cores
 from tests.bench.stream import stream_slowly
 from training.evaluation.speed_report import peers_to_markdown, serving_to_markdown
@@ -165,6 +186,113 @@ def test_a_request_has_the_length_of_its_bytes():
     assert f"Content-Length: {len(body)}".encode() in head
 
 
+# Whole measurements, on a server that answers and on one that refuses every text
+
+
+@pytest.fixture(scope="module")
+def refusing(tiny_bundle):
+    """Our own server, for which every text is too long."""
+    environment = {"L2E_BUNDLE": str(tiny_bundle), "L2E_THREADS": "1", "L2E_MAX_TEXT_CHARS": "1"}
+    with server(SERVICE, share_cores().server, environment=environment) as found:
+        yield found
+
+
+def bench_of(port, explainer):
+    texts = ["a great story", "dull " * 40]
+    return Bench(port, explainer, texts, share_cores(), seconds=0.1, load_seconds=0.3, passes=1)
+
+
+def test_the_service_is_measured_whole(running, tiny_explainer):
+    found = asyncio.run(measure(bench_of(running.port, tiny_explainer)))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["idle"]["answered"], found["idle"]["refused"]) == (300, 0)
+    assert found["mixed"]["answered"] > 0 == found["mixed"]["refused"]
+    assert found["load_70_constant"]["p99_over_idle_p50"] > 0
+    alike = found["load_70_constant_one_length"]
+    assert [*alike] == ["24", "163"]
+    for told in alike.values():
+        assert told["answered"] > 0 == told["refused"]
+        assert min(told["texts_per_second"], told["idle_p50_ms"], told["p99_over_simulated"]) > 0
+        assert told["p99_over_idle_p50"] == pytest.approx(
+            told["p99_ms"] / told["idle_p50_ms"], rel=0.3
+        )
+    assert " - |" not in serving_to_markdown(found).replace("computed tokens | - | - |", "")
+
+
+def test_a_service_that_answers_nothing_is_measured_all_the_same(refusing, tiny_explainer):
+    found = asyncio.run(measure(bench_of(refusing.port, tiny_explainer)))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["idle"] == {"answered": 0, "refused": 300}
+    assert found["mixed"]["refused"] > 0 == found["mixed"]["answered"]
+    assert found["load_70_poisson"]["p99_ms"] is None
+    assert found["load_200"]["goodput"] is None
+    lines = serving_to_markdown(found).splitlines()
+    assert "| one short text on an idle server | - | - | 300 of 300 |" in lines
+    assert "| 99th percentile at 70 % load, constant | - | -, - | - |" in lines
+
+
+def test_what_comes_beside_is_counted(running, refusing, tiny_explainer):
+    texts = [f"a great story {'and dull music ' * number}" for number in range(60)]
+    found, company = asyncio.run(ask_all(running.port, texts))
+    ours = [of_explanation(answer) for answer in tiny_explainer.explain(texts)]
+    assert differences(ours, found) == {"labels": 0, "spans": 0, "weights": 0}
+    assert 0 < company.answered == company.sent
+    assert company.enough
+    with pytest.raises(RuntimeError, match="answered a text with 422"):
+        asyncio.run(ask_all(refusing.port, texts))
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered", "enough"), [(0, 0, False), (10, 0, False), (10, 8, False), (10, 9, True)]
+)
+def test_company_that_is_refused_is_none(sent, answered, enough):
+    assert Company(sent, answered).enough == enough
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "texts"),
+    [
+        (200, {"label": "POS"}, 1),
+        (200, {"results": [], "summary": {"ok": 22, "failed": 2}}, 22),
+        (503, {"status": 503}, 0),
+    ],
+)
+def test_texts_that_were_answered(status, body, texts):
+    assert texts_answered(Answer(status, {}, json.dumps(body).encode())) == texts
+
+
+def test_a_peer_is_compared_with_us(running, tiny_explainer):
+    from tests.bench.peers.run import PEERS, compare
+
+    def same_as_ours(**changes):
+        peer = dataclasses.replace(PEERS["l2e"], **changes)
+        return asyncio.run(compare(peer, running.port, tiny_explainer))["same_as_ours"]
+
+    assert same_as_ours() == {"of": 8, "labels": 8, "rationales": 8, "all": True}
+    assert same_as_ours(read=lambda body: (body["label"], [(0, 1)])) == {
+        "of": 8, "labels": 8, "rationales": 0, "all": False,
+    }  # fmt: skip
+    assert same_as_ours(request=lambda text: predict("")) == {
+        "of": 8, "labels": 0, "rationales": 0, "all": False,
+    }  # fmt: skip
+    only = PEERS["l2e, label only"]
+    assert same_as_ours(request=only.request, read=lambda body: (body["label"], []),
+                        explains=False) == {"of": 8, "labels": 8, "all": True}  # fmt: skip
+
+
+def test_numbers_that_are_missing():
+    assert (ratio(3.0, 2.0, 1), ratio(None, 2.0, 1), ratio(3.0, 0.0, 1)) == (1.5, None, None)
+    assert (rounded(1.26, 1), rounded(None, 1)) == (1.3, None)
+    assert Load().quantile(0.5) is None
+    assert clock(0.0, 5.0, poisson=True).tolist() == clock(0.0, 5.0, poisson=False).tolist() == []
+
+
+def test_a_table_that_fails_loses_no_result(tmp_path):
+    with pytest.raises(KeyError):
+        finish({"kept": 1}, tmp_path / "result.json", lambda result: result["missing"])
+    assert json.loads((tmp_path / "result.json").read_text()) == {"kept": 1}
+
+
 # Processes
 
 
@@ -173,6 +301,13 @@ def test_cores_are_shared_or_not():
     pinned = Cores(frozenset({0, 1}), frozenset({2}))
     assert pinned.pinned
     assert pinned.to_dict()["server"] == [0, 1]
+
+
+def test_threads_of_a_server_follow_its_cores():
+    before = os.sched_getaffinity(0)
+    assert 1 <= share_cores().threads() <= len(before)
+    assert Cores(frozenset([min(before)]), frozenset()).threads() == 1
+    assert os.sched_getaffinity(0) == before
 
 
 def test_a_thread_is_back_on_its_cores_afterwards():
@@ -212,49 +347,70 @@ def test_a_process_that_ended_has_no_memory():
 
 
 def test_the_table_of_the_service_under_load():
-    load = {"p99_ms": 90.0, "p99_over_simulated": 1.5, "p99_over_idle_p50": 3.0}
+    counts = {"answered": 990, "refused": 10}
+    load = {"p99_ms": 90.0, "p99_over_simulated": 1.5, "p99_over_idle_p50": 3.0, **counts}
     rates = {"raw_texts_per_second": 40.0, "http_texts_per_second": 38.0, "share": 0.95}
     result = {
-        "idle": {"http_ms": 9.04, "overhead_ms": 1.25},
-        "mixed": rates,
-        "batch_of_32_at_24_tokens": rates,
+        "idle": {"http_ms": 9.04, "overhead_ms": 1.25, "answered": 300, "refused": 0},
+        "mixed": {**rates, **counts},
+        "batch_of_32_at_24_tokens": {**rates, "answered": 900, "refused": 100},
         "load_70_constant": load,
         "load_70_poisson": load,
-        "load_200": {"goodput": 0.93},
+        "load_70_constant_one_length": {"24": load},
+        "load_200": {"goodput": 0.93, "answered": 1_000, "refused": 1_234},
         "padding": {"share_of_tokens": 0.079},
     }
     assert serving_to_markdown(result).splitlines() == [
-        "| measured | found | against |",
-        "|---|---|---|",
-        "| one short text on an idle server | 9.0 ms | 1.25 ms over tokenising and running it |",
-        "| all connections busy | 38.0 texts/s | 0.95 of the bare loop's 40.0 |",
-        "| batches of 32 short texts | 38.0 texts/s | 0.95 of the bare loop's 40.0 |",
+        "| measured | found | against | refused |",
+        "|---|---|---|---|",
+        "| one short text on an idle server | 9.0 ms | 1.25 ms over tokenising and running it "
+        "| 0 of 300 |",
+        "| all connections busy | 38.0 texts/s | 0.95 of the bare loop's 40.0 | 10 of 1,000 |",
+        "| batches of 32 short texts | 38.0 texts/s | 0.95 of the bare loop's 40.0 "
+        "| 100 of 1,000 |",
         "| 99th percentile at 70 % load, constant | 90 ms "
-        "| 1.50 times the simulated queue's, 3.0 times the idle median |",
+        "| 1.50 times the simulated queue's, 3.0 times the idle median | 10 of 1,000 |",
         "| 99th percentile at 70 % load, Poisson | 90 ms "
-        "| 1.50 times the simulated queue's, 3.0 times the idle median |",
-        "| twice the load | 0.93 of the maximum answered | 1 |",
-        "| padding | 7.9% of the computed tokens | - |",
+        "| 1.50 times the simulated queue's, 3.0 times the idle median | 10 of 1,000 |",
+        "| 99th percentile at 70 % load, constant, all of 24 tokens | 90 ms "
+        "| 1.50 times the simulated queue's, 3.0 times the idle median | 10 of 1,000 |",
+        "| twice the load | 0.93 of the maximum answered | 1 | 1,234 of 2,234 |",
+        "| padding | 7.9% of the computed tokens | - | - |",
     ]
 
 
 def test_the_table_of_peers():
-    def peer(explains, rate):
-        load = {"p99_ms": 1234.0}
+    ours = {"of": 8, "labels": 8, "rationales": 8, "all": True}
+
+    def peer(explains, rate, same=ours):
+        load = {"p99_ms": 1234.0, "answered": 90, "refused": 2}
         return {
             "explains": explains, "idle_p50_ms": 9.0, "texts_per_second": rate, "load_70": load,
+            "same_as_ours": same, "answered": 900, "refused": 8,
         }  # fmt: skip
 
+    silent = {"p99_ms": None, "answered": 0, "refused": 0}
     servers = {
-        "l2e": peer(True, 40.0), "l2e, label only": peer(False, 50.0),
-        "fastapi-fp32": peer(True, 20.0), "infinity": peer(False, 25.0),
+        "l2e": peer(True, 40.0),
+        "l2e, label only": peer(False, 50.0, {"of": 8, "labels": 8, "all": True}),
+        "fastapi-fp32": peer(True, 20.0, {**ours, "rationales": 5, "all": False}),
+        "infinity": peer(False, 25.0, {"of": 8, "labels": 7, "all": False}),
+        "silent": {
+            **peer(True, 0.0, {"of": 8, "labels": 0, "rationales": 0, "all": False}),
+            "idle_p50_ms": None, "load_70": silent, "answered": 0, "refused": 5_000,
+        },
     }  # fmt: skip
-    assert peers_to_markdown({"servers": servers}).splitlines() == [
-        "| server | answers with | idle, short text | texts/s, all busy | p99 at its 70 % "
-        "| l2e, texts/s |",
-        "|---|---|---|---|---|---|",
-        "| l2e | label and rationale | 9.0 ms | 40.0 | 1,234 ms | 1.00 x |",
-        "| l2e, label only | label | 9.0 ms | 50.0 | 1,234 ms | 1.00 x |",
-        "| fastapi-fp32 | label and rationale | 9.0 ms | 20.0 | 1,234 ms | 2.00 x |",
-        "| infinity | label | 9.0 ms | 25.0 | 1,234 ms | 2.00 x |",
+    result = {"runtime": {"device": "cpu"}, "precision": "fp32", "servers": servers}
+    assert peers_to_markdown(result).splitlines() == [
+        "| server | answers with | as l2e answers | idle, short text | texts/s, all busy "
+        "| p99 at its 70 % | refused | l2e on cpu, fp32, texts/s |",
+        "|---|---|---|---|---|---|---|---|",
+        "| l2e | label and rationale | yes | 9.0 ms | 40.0 | 1,234 ms | 10 of 1,000 | 1.00 x |",
+        "| l2e, label only | label | yes | 9.0 ms | 50.0 | 1,234 ms | 10 of 1,000 | 1.00 x |",
+        "| fastapi-fp32 | label and rationale | no: labels 8 of 8, rationales 5 of 8 | 9.0 ms "
+        "| 20.0 | 1,234 ms | 10 of 1,000 | 2.00 x |",
+        "| infinity | label | no: labels 7 of 8 | 9.0 ms | 25.0 | 1,234 ms | 10 of 1,000 "
+        "| 2.00 x |",
+        "| silent | label and rationale | no: labels 0 of 8, rationales 0 of 8 | - | 0.0 | - "
+        "| 5,000 of 5,000 | - |",
     ]

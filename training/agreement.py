@@ -28,6 +28,8 @@ class Comparison:
         largest_difference: between two logits.
         batch_equal: share of the second bundle's answers that are the same, to the last bit, in
             any company, see `batch_equal`.
+        compared_on: ONNX Runtime's provider that computed the second bundle's answers; nothing
+            was compared on any other.
     """
 
     texts: int
@@ -35,6 +37,7 @@ class Comparison:
     rationale_f1: float
     largest_difference: float
     batch_equal: float
+    compared_on: str
 
 
 def compare(before: Explainer, after: Explainer, texts: Sequence[str]) -> Comparison:
@@ -50,6 +53,7 @@ def compare(before: Explainer, after: Explainer, texts: Sequence[str]) -> Compar
         ),
         largest_difference=float(np.abs(logits[0] - logits[1]).max()),
         batch_equal=batch_equal(after.explain, texts, second),
+        compared_on=after.session.provider,
     )
 
 

@@ -1,10 +1,10 @@
 """A bundle in another precision: made from an fp32 bundle, measured against it, refused if worse.
 
     fp32  what a recipe exports: matrices stored in float16, everything computed in float32
-    fp16  computed in float16 too, for GPUs; layer norms, softmax and logits in float32. It is
-          compared on a processor, which rounds less often than a GPU will
+    fp16  computed in float16 too, for GPUs; layer norms, softmax and logits in float32
     int8  linear layers in 8-bit integers with scales fixed on training texts, for processors
 
+Both are compared on a processor, as the card says (`compared_on`): a GPU rounds fp16 more often.
 Dynamic int8, whose scales follow the batch, is not offered: a text's answer would depend on the
 other texts of its batch.
 """
@@ -100,7 +100,7 @@ def derive(
         least: label agreement and rationale overlap to insist on; None takes `LEAST`.
 
     Returns:
-        The new bundle; `precision` in its card holds the comparison.
+        The new bundle; `precision` in its card holds the comparison, see `Comparison`.
 
     Raises:
         ValueError: `bundle` is not in fp32.
@@ -118,20 +118,11 @@ def derive(
     found = {"derived_from": bundle.digest, **asdict(comparison)}
     if precision == "int8":
         found["calibration_texts"] = len(calibration)
-    return bundles.save(
+    return bundles.save_changed(
+        bundle,
         path,
         model=model,
-        tokenizer_json=bundle.tokenizer_json,
-        config=bundle.config,
-        name=manifest.name,
-        labels=manifest.labels,
-        max_tokens=manifest.max_tokens,
-        overlap=manifest.overlap,
-        temperature=manifest.temperature,
-        mask_token=manifest.mask_token,
         precision=precision,
-        teacher=manifest.teacher,
-        recipe=manifest.recipe,
         card={**card, "precision": found},
         golden=make_golden(
             after.session,
@@ -142,7 +133,6 @@ def derive(
             tolerance={precision: GOLDEN_TOLERANCE[precision]},
         ),
         times={"export": time.monotonic() - started},
-        versions=manifest.versions,
     )
 
 
@@ -182,7 +172,8 @@ def check(comparison: Comparison, precision: Derived, least: tuple[float, float]
     if missed:
         raise PrecisionError(
             f"in {precision} this bundle answers too differently ({'; '.join(missed)}, on"
-            f" {comparison.texts} validation texts): serve it in fp32"
+            f" {comparison.texts} validation texts, with {comparison.compared_on}): serve it in"
+            " fp32"
         )
 
 

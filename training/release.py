@@ -188,25 +188,11 @@ def write_card(bundle: Bundle, results: dict[str, Any]) -> Bundle:
     card, times = {}, {}
     for name, result in results.items():
         times[name], card[name] = _split_times(result)
-    card = {**manifest.card, "evaluation": card}
-    return bundles.save(
+    return bundles.save_changed(
+        bundle,
         bundle.path,
-        model=bundle.model_bytes(),
-        tokenizer_json=bundle.tokenizer_json,
-        config=bundle.config,
-        name=manifest.name,
-        labels=manifest.labels,
-        max_tokens=manifest.max_tokens,
-        overlap=manifest.overlap,
-        temperature=manifest.temperature,
-        mask_token=manifest.mask_token,
-        precision=manifest.precision,
-        teacher=manifest.teacher,
-        recipe=manifest.recipe,
-        card=card,
-        golden=manifest.golden,
+        card={**manifest.card, "evaluation": card},
         times={**manifest.times, "evaluation": times},
-        versions=manifest.versions,
     )
 
 

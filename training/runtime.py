@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from models.device import available_threads, processor_flags
+
 Item = TypeVar("Item")
 
 
@@ -32,17 +34,13 @@ def tune_memory() -> None:
 
 
 def use_threads() -> None:
-    """Gives torch the processors this process may run on, not those of the host."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    """Gives torch as many threads as this process can keep busy, not as many as the host can."""
+    torch.set_num_threads(available_threads())
 
 
 def native_precision() -> str:
     """Returns `bf16` where the processor multiplies bfloat16 (elsewhere it is slow), or `fp32`."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return "fp32"
-    return "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+    return "bf16" if processor_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
 
 
 def autocast(precision: str) -> torch.autocast:

@@ -34,13 +34,10 @@ from training.blackbox.huggingface import TOKEN_BUDGET, HuggingFaceBlackBox
 from training.blackbox.protocol import explained_value
 from training.evaluation.machine import machine
 from training.evaluation.report import packages_to_markdown
+from training.evaluation.texts import SENTENCE
 from training.export import to_torch
 from training.runtime import native_precision, tune_memory, use_threads, write_json
 
-SENTENCE = (
-    "the story drags in places yet every scene with her is charming and i would gladly see it "
-    "again while the music was dull and far too loud but nobody left before the end"
-)
 HAND_BATCH = 32  # rows of a batch of the hand-written predict function
 Predict = Callable[[list[str]], FloatArray]
 

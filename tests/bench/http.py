@@ -9,7 +9,9 @@ takes turns, pass by pass, so that a noisy moment meets both. Measured: what HTT
 request on an idle server and where it goes; texts a second with all connections busy against sorted
 batches in a bare loop (tokenisation included); latency of requests that arrive by a clock, whether
 or not earlier ones were answered, at 70 % and 200 % of what the server can do, against the queue of
-`tests.bench.queue` on the same arrivals. L2E_DEVICE and L2E_THREADS hold for both sides.
+`tests.bench.queue` on the same arrivals; and the same at 70 % with texts that are all as long, so
+that their latencies can be set against those of an idle server. L2E_DEVICE and L2E_THREADS hold for
+both sides.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +27,25 @@ from typing import Any
 
 import numpy as np
 
-from models.answer import Row, answer_flow, run_rows
+from models.answer import run_rows
 from models.explainer import Explainer
 from models.text import plan_batches
 from service.settings import Settings
-from tests.bench.load import Load, arrivals, clock, connected, flood, get, in_turn, post, predict
-from tests.bench.queue import BatchTimes, measure_batches, simulate
-from tests.bench.results import finish, say
+from tests.bench.latency import SHARE, against_queue, alike, first_rows, summary
+from tests.bench.load import arrivals, clock, connected, flood, get, in_turn, post, predict
+from tests.bench.queue import measure_batches
+from tests.bench.results import finish, ratio, say
 from tests.bench.servers import SERVICE, Cores, pin_cores, running_on, server, share_cores
 from tests.bench.texts import SHORT, mean_tokens, mixed_texts
 from training.evaluation.machine import machine
 from training.evaluation.speed_report import serving_to_markdown
+from training.evaluation.texts import texts_of
 from training.evaluation.timing import quartiles
 
 SINGLE = 300  # requests on an idle server
 BATCH = 32  # texts of a request to /predict/batch
+LENGTHS = (24, 163)  # tokens of texts that are all as long: short ones, and the mean of the mixed
+ALIKE = 64  # texts of each of these lengths
 
 
 @dataclass(frozen=True)
@@ -112,23 +119,40 @@ async def measure(bench: Bench) -> dict[str, Any]:
     await flood(bench.port, single, 2.0)  # warm
     say("one request at a time")
     idle = await idle_cost(bench)
-    alone = (await in_turn(bench.port, single[:200])).quantile(0.5)
     say("all connections busy")
     mixed, rate = await throughput(bench, single, bench.texts, 1)
     say("batches of short texts")
     batched, _ = await throughput(bench, batch, [SHORT] * 512, BATCH)
+    loads = await clocks(bench, single, rate)
+    return {
+        "idle": idle,
+        "mixed": mixed,
+        f"batch_of_{BATCH}_at_24_tokens": batched,
+        **loads,
+        "padding": await padding(bench.port),
+    }
+
+
+async def clocks(bench: Bench, single: Sequence[bytes], rate: float) -> dict[str, Any]:
+    """Requests that arrive by a clock: mixed texts at 70 % and 200 %, texts of one length at 70 %.
+
+    Args:
+        bench: see `Bench`.
+        single: a request for each of the mixed texts.
+        rate: that the server answers of them.
+    """
     say("batch times, for the simulated queue")
+    texts = {tokens: texts_of(bench.explainer, tokens, ALIKE, seed=0) for tokens in LENGTHS}
     rows = [first_rows(bench.explainer, text) for text in bench.texts]
+    others = [first_rows(bench.explainer, text) for same in texts.values() for text in same]
+    lengths = [row.bucket for several in (*rows, *others) for row in several]
     with running_on(bench.cores.server):
-        times = measure_batches(
-            bench.explainer,
-            [row.bucket for several in rows for row in several],
-            Settings().max_batch_tokens,
-        )
-    loads = {}
+        times = measure_batches(bench.explainer, lengths, Settings().max_batch_tokens)
+    alone = (await in_turn(bench.port, single[:200])).quantile(0.5)
+    loads: dict[str, Any] = {}
     for name, share, poisson in (
-        ("load_70_constant", 0.7, False),
-        ("load_70_poisson", 0.7, True),
+        ("load_70_constant", SHARE, False),
+        ("load_70_poisson", SHARE, True),
         ("load_200", 2.0, False),
     ):
         say(name)
@@ -137,25 +161,27 @@ async def measure(bench: Bench) -> dict[str, Any]:
         loads[name] = summary(found, alone)
         if share < 1:
             loads[name] |= against_queue(found, rows, times)
-    loads["load_200"]["goodput"] = round(found.rate / rate, 3)
-    return {
-        "idle": idle,
-        "mixed": mixed,
-        f"batch_of_{BATCH}_at_24_tokens": batched,
-        **loads,
-        "padding": await padding(bench.port),
-        "batch_ms": times.to_dict(),
-    }
+        else:
+            loads[name] |= {"goodput": ratio(found.rate, rate, 3)}
+    loads["load_70_constant_one_length"] = {}
+    for tokens, same in texts.items():
+        say(f"load_70_constant, texts of {tokens} tokens")
+        loads["load_70_constant_one_length"][str(tokens)] = await alike(
+            bench.port, bench.explainer, same, times,
+            seconds=bench.seconds, load_seconds=bench.load_seconds,
+        )  # fmt: skip
+    return loads | {"batch_ms": times.to_dict()}
 
 
 async def idle_cost(bench: Bench) -> dict[str, Any]:
     """What HTTP adds to one short text, and where the time goes.
 
     Returns:
-        Medians in milliseconds: `tokenise_and_run_ms` in this process, `http_ms` as the client
-        sees it, `overhead_ms` between the two in the same turn (with quartiles), `stages` as the
-        server names them, `in_server_ms` (what is left of its `total`) and `outside_ms` (what the
-        client waits beside that).
+        `answered` and `refused`, and of those that were answered, if there are any, medians in
+        milliseconds: `tokenise_and_run_ms` in this process, `http_ms` as the client sees it,
+        `overhead_ms` between the two in the same turn (with quartiles), `stages` as the server
+        names them, `in_server_ms` (what is left of its `total`) and `outside_ms` (what the client
+        waits beside that).
     """
     inner: list[float] = []
 
@@ -167,6 +193,8 @@ async def idle_cost(bench: Bench) -> dict[str, Any]:
             inner.append(1e3 * (time.perf_counter() - start))
 
     load = await in_turn(bench.port, [predict(SHORT)] * SINGLE, between=run_here)
+    if not load.seconds:
+        return load.counts()
     seen = [1e3 * seconds for seconds in load.seconds]
     added = quartiles([over - own for over, own in zip(seen, inner, strict=True)])
     stages = {
@@ -176,6 +204,7 @@ async def idle_cost(bench: Bench) -> dict[str, Any]:
     known = [sum(of.values()) - of["total"] for of in load.stages]
     totals = [of["total"] for of in load.stages]
     return {
+        **load.counts(),
         "tokenise_and_run_ms": round(float(np.median(inner)), 2),
         "http_ms": round(float(np.median(seen)), 2),
         "overhead_ms": round(added[1], 2),
@@ -198,10 +227,10 @@ async def throughput(
         each: texts in a request.
 
     Returns:
-        Medians over the passes with their quartiles, the share of one in the other (pass by pass),
-        and the server's rate.
+        Medians over the passes with their quartiles, the share of one in the other (pass by pass)
+        and how many requests were answered and refused in all passes; and the server's rate.
     """
-    raw, http = [], []
+    raw, http, counts = [], [], Counter[str]()
     connections = 64 if each == 1 else 4
     for _ in range(bench.passes):
         with running_on(bench.cores.server):
@@ -210,8 +239,9 @@ async def throughput(
             bench.port, requests, bench.seconds / bench.passes, connections=connections
         )
         http.append(each * load.rate)
+        counts.update(load.counts())
     shares = quartiles([ours / bare for ours, bare in zip(http, raw, strict=True)])
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(counts)
     for name, values in (("raw", quartiles(raw)), ("http", quartiles(http))):
         found[f"{name}_texts_per_second"] = round(values[1], 1)
         found[f"{name}_quartiles"] = [round(values[0], 1), round(values[2], 1)]
@@ -229,57 +259,20 @@ def raw_rate(explainer: Explainer, texts: Sequence[str]) -> float:
     return len(texts) / (time.perf_counter() - start)
 
 
-def first_rows(explainer: Explainer, text: str) -> list[Row]:
-    """The rows of a text; where windows disagree the service adds a few more."""
-    return next(answer_flow(explainer.encode(text)))
-
-
-def summary(load: Load, idle: float) -> dict[str, Any]:
-    """Latencies in milliseconds and over the idle median."""
-    if not load.seconds:
-        return {"answered": 0, "refused": load.refused}
-    p99 = load.quantile(0.99)
-    return {
-        "answered": len(load.seconds),
-        "refused": load.refused,
-        "p50_ms": round(load.quantile(0.5), 1),
-        "p99_ms": round(p99, 1),
-        "idle_p50_ms": round(idle, 1),
-        "p99_over_idle_p50": round(p99 / idle, 2),
-    }
-
-
-def against_queue(load: Load, rows: Sequence[Sequence[Row]], times: BatchTimes) -> dict[str, Any]:
-    """The same arrivals in the simulated queue: its latencies, and ours over them."""
-    sent = sorted((one for one in load.sent if one.answered is not None), key=lambda one: one.sent)
-    if not sent:
-        return {}
-    done = simulate(
-        [one.sent for one in sent],
-        [rows[one.number % len(rows)] for one in sent],
-        times,
-        Settings().max_batch_tokens,
-    )
-    waited = 1e3 * (done - np.array([one.due for one in sent]))
-    p99 = float(np.quantile(waited, 0.99))
-    return {
-        "simulated_p50_ms": round(float(np.median(waited)), 1),
-        "simulated_p99_ms": round(p99, 1),
-        "p99_over_simulated": round(load.quantile(0.99) / p99, 2),
-    }
-
-
-async def padding(port: int) -> dict[str, float]:
+async def padding(port: int) -> dict[str, float | None]:
     """Share of the computed tokens that were padding, from the server's own count."""
     async with connected(port, 1) as (connection,):
         text = (await connection.ask(get("/metrics"))).body.decode()
-    numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("l2e_"))
-    padded = float(numbers["l2e_batch_tokens_sum"])
+    numbers = {
+        name: float(value)
+        for name, value in (
+            line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("l2e_")
+        )
+    }
+    tokens, rows = "l2e_batch_tokens", "l2e_batch_rows"
     return {
-        "share_of_tokens": round(float(numbers["l2e_padding_tokens_total"]) / padded, 3),
-        "rows_per_batch": round(
-            float(numbers["l2e_batch_rows_sum"]) / float(numbers["l2e_batch_rows_count"]), 2
-        ),
+        "share_of_tokens": ratio(numbers["l2e_padding_tokens_total"], numbers[f"{tokens}_sum"], 3),
+        "rows_per_batch": ratio(numbers[f"{rows}_sum"], numbers[f"{rows}_count"], 2),
     }
 
 

@@ -3,7 +3,8 @@
     python -m tests.bench.invariance [--texts 2000] [--device NAME] [--json FILE]
 
 The answer of each text alone is the reference. Labels, scores, spans and the weight of each word
-are compared bit for bit: Python writes and reads a float as JSON without loss.
+are compared bit for bit: Python writes and reads a float as JSON without loss. Company that is
+refused is none: how many of its texts were answered is in the JSON, and too few are a failure.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from models.explainer import Explainer, Explanation
 from models.progress import TextProgress
 from service.settings import Settings
-from tests.bench.load import connected, post, predict
+from tests.bench.load import Answer, connected, post, predict
 from tests.bench.results import finish, say
 from tests.bench.servers import SERVICE, server, share_cores
 from tests.bench.texts import mixed_texts
@@ -29,12 +30,25 @@ from training.evaluation.machine import machine
 
 CONNECTIONS = 16
 BATCH = 24  # items of the requests to /predict/batch that come beside
+COMPANY = 0.9  # share of what comes beside that must be answered
 PARTS = ("labels", "spans", "weights")
 Fingerprint = tuple[Any, Any, Any]  # label and scores, spans, weights
 
 
+class Company(NamedTuple):
+    """The texts that came beside: how many were sent, and how many were answered."""
+
+    sent: int
+    answered: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether there was company at all."""
+        return self.answered > 0 and self.answered >= COMPANY * self.sent
+
+
 def main() -> None:
-    """Compares and prints; the status is 1 where anything differs."""
+    """Compares and prints; the status is 1 where anything differs, or was without company."""
     parser = argparse.ArgumentParser(description="Does a text's answer depend on its company?")
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
     parser.add_argument("--device", default=Settings().device)
@@ -57,7 +71,7 @@ def main() -> None:
     say("over HTTP, with other requests beside")
     environment = {"L2E_BUNDLE": str(options.bundle), "L2E_DEVICE": options.device}
     with server(SERVICE, share_cores().server, environment=environment) as running:
-        over_http = asyncio.run(ask_all(running.port, texts))
+        over_http, company = asyncio.run(ask_all(running.port, texts))
     ways["http"] = differences(alone, over_http)
     result = {
         "machine": machine(),
@@ -66,9 +80,15 @@ def main() -> None:
         "device": explainer.session.device,
         "texts": len(texts),
         "connections": CONNECTIONS,
+        "company": company._asdict(),
         "different": ways,
     }
     finish(result, options.json)
+    if not company.enough:
+        sys.exit(
+            f"of {company.sent} texts sent beside the others {company.answered} were answered, too"
+            " few for company: give more --texts, or a machine with less to do"
+        )
     sys.exit(any(sum(counts.values()) for counts in ways.values()))
 
 
@@ -100,14 +120,18 @@ def differences(wanted: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> 
     }
 
 
-async def ask_all(port: int, texts: Sequence[str]) -> list[Fingerprint]:
-    """Asks for every text over several connections, in no order, with other work beside."""
+async def ask_all(port: int, texts: Sequence[str]) -> tuple[list[Fingerprint], Company]:
+    """Asks for every text over several connections, in no order, with other work beside.
+
+    Raises:
+        RuntimeError: a text of these, not of the work beside, was refused.
+    """
     found: dict[int, Fingerprint] = {}
     waiting = np.random.default_rng(2).permutation(len(texts)).tolist()
     others = mixed_texts(BATCH, seed=3)
     beside = [
-        post("/predict/batch", {"items": [{"text": text} for text in others]}),
-        *(predict(text, explain=False) for text in others),
+        (post("/predict/batch", {"items": [{"text": text} for text in others]}), BATCH),
+        *((predict(text, explain=False), 1) for text in others),
     ]
 
     async def ask() -> None:
@@ -119,15 +143,26 @@ async def ask_all(port: int, texts: Sequence[str]) -> list[Fingerprint]:
                     raise RuntimeError(f"the server answered a text with {answer.status}")
                 found[place] = of_body(json.loads(answer.body))
 
-    async def disturb() -> None:
+    async def disturb() -> Company:
+        sent = answered = number = 0
         async with connected(port, 1) as (connection,):
-            number = 0
             while waiting:
-                await connection.ask(beside[number % len(beside)])
+                request, count = beside[number % len(beside)]
+                answered += texts_answered(await connection.ask(request))
+                sent += count
                 number += 1
+        return Company(sent, answered)
 
-    await asyncio.gather(disturb(), *(ask() for _ in range(CONNECTIONS)))
-    return [found[place] for place in range(len(texts))]
+    company = asyncio.create_task(disturb())
+    await asyncio.gather(company, *(ask() for _ in range(CONNECTIONS)))
+    return [found[place] for place in range(len(texts))], company.result()
+
+
+def texts_answered(answer: Answer) -> int:
+    """How many texts an answer of /predict or /predict/batch has results for."""
+    if answer.status != 200:
+        return 0
+    return int(json.loads(answer.body).get("summary", {"ok": 1})["ok"])
 
 
 if __name__ == "__main__":

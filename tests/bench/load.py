@@ -68,9 +68,13 @@ class Load:
     stages: list[dict[str, float]] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
 
-    def quantile(self, share: float) -> float:
-        """Milliseconds that so many of the answered requests took at most."""
-        return 1000 * float(np.quantile(self.seconds, share))
+    def quantile(self, share: float) -> float | None:
+        """Milliseconds that so many of the answered requests took at most; None without any."""
+        return 1000 * float(np.quantile(self.seconds, share)) if self.seconds else None
+
+    def counts(self) -> dict[str, int]:
+        """The JSON form of how many were answered and refused."""
+        return {"answered": len(self.seconds), "refused": self.refused}
 
 
 class Connection:
@@ -136,13 +140,13 @@ async def in_turn(
     Args:
         port: of the server.
         requests: in their order.
-        between: is called after each answer, so that what it does meets the same moments.
+        between: is called after each answer with status 200, so that what it does meets the same
+            moments.
     """
     load = Load()
     async with connected(port, 1) as (connection,):
         for request in requests:
-            await timed(connection, request, load)
-            if between is not None:
+            if await timed(connection, request, load) and between is not None:
                 between()
     return load
 
@@ -170,12 +174,14 @@ def clock(rate: float, seconds: float, *, poisson: bool, seed: int = 0) -> npt.N
     """When requests are due, in seconds from the start, float64 [rate x seconds].
 
     Args:
-        rate: requests a second.
+        rate: requests a second; with 0 none is ever due.
         seconds: about how long.
         poisson: with exponential gaps, else with equal ones.
         seed: of the gaps.
     """
     count = int(rate * seconds)
+    if not count:
+        return np.zeros(0)
     if not poisson:
         return np.arange(1, count + 1) / rate
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -136,19 +135,9 @@ def reviews(count: int, part: tuple[float, float]) -> list[str]:
 
 def make_bundles(bundle: Bundle, calibration: Sequence[str], work: Path) -> dict[str, Path]:
     """The bundle in all its forms, by name; made without insisting on how near they are."""
-    found = {"fp32": bundle.path}
-    wide = {
-        entry.name: getattr(bundle.manifest, entry.name)
-        for entry in fields(bundle.manifest)
-        if entry.name not in ("schema_version", "files", "tokenizer_sha256")
-    }
-    found["wide"] = bundles.save(
-        work / "wide",
-        model=widen(bundle.model_bytes()),
-        tokenizer_json=bundle.tokenizer_json,
-        config=bundle.config,
-        **wide,
-    ).path
+    model = widen(bundle.model_bytes())
+    wide = bundles.save_changed(bundle, work / "wide", model=model)
+    found = {"fp32": bundle.path, "wide": wide.path}
     for precision in ("fp16", "int8"):
         say(f"making {precision}")
         path = work / precision

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.device import available_threads
 from tests.bench.load import connected, get
 
 READY_SECONDS = 180.0  # a peer imports torch, on a busy machine
@@ -39,6 +40,11 @@ class Cores:
     def pinned(self) -> bool:
         """Whether the two have none in common."""
         return not self.server & self.client
+
+    def threads(self) -> int:
+        """How many threads the server can keep busy: fewer than it has processors under a quota."""
+        with running_on(self.server):
+            return available_threads()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""

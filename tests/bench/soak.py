@@ -31,8 +31,9 @@ from tests.bench.memory import MemoryWatch
 from tests.bench.results import finish, say
 from tests.bench.servers import ROOT, SERVICE, Server, server, share_cores
 from tests.bench.stream import stream_slowly
-from tests.bench.texts import SENTENCE, random_text
+from tests.bench.texts import random_text
 from training.evaluation.machine import machine
+from training.evaluation.texts import SENTENCE
 
 CONNECTIONS = 4
 LONGEST = 1_200  # words

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.explainer import Explainer
+from training.evaluation.texts import SENTENCE
 
-SENTENCE = (
-    "the story drags in places yet every scene with her is charming and i would gladly see it "
-    "again while the music was dull and far too loud but nobody left before the end"
-)
 WORDS = (8, 510)  # of the mixed texts; a word of these is about a token
 MEAN = 140
 SHORT = " ".join(SENTENCE.split()[:22])  # about 24 tokens

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -271,6 +272,37 @@ def test_save_makes_parents_and_follows_a_link(tiny_fields, tmp_path):
     bundle.save(tmp_path / "link", **tiny_fields | {"name": "second"})
     assert (tmp_path / "link").is_symlink()
     assert bundle.load(tmp_path / "deep" / "er").manifest.name == "second"
+
+
+def test_a_changed_copy_has_the_rest_of_its_original(tiny_bundle, tmp_path):
+    first = bundle.load(tiny_bundle)
+    again = bundle.save_changed(first, tmp_path / "again")
+    for name in FILES:
+        assert (again.path / name).read_bytes() == (tiny_bundle / name).read_bytes()
+    other = bundle.save_changed(first, tmp_path / "other", model=b"a graph", card={"new": 1})
+    loaded = bundle.load(tmp_path / "other")
+    assert loaded == other
+    assert loaded.digest != first.digest
+    assert loaded.model_bytes() == b"a graph"
+    assert loaded.manifest.files["model.onnx"]["size"] == 7
+    kept = {"model.onnx": first.manifest.files["model.onnx"]}
+    same = dataclasses.replace(
+        loaded.manifest, card=first.manifest.card, files={**loaded.manifest.files, **kept}
+    )
+    assert same == first.manifest
+    assert names(tmp_path) == ["again", "other"]
+
+
+def test_a_bundle_is_changed_in_its_place_or_left_as_it_was(tiny_fields, tmp_path):
+    first = bundle.save(tmp_path / "b", **tiny_fields)
+    second = bundle.save_changed(first, first.path, name="second")
+    assert bundle.load(first.path) == second
+    with pytest.raises(ValueError, match="temperature"):
+        bundle.save_changed(second, first.path, temperature=0.0)
+    with pytest.raises(TypeError, match="'labelz'"):
+        bundle.save_changed(second, first.path, labelz=())
+    assert bundle.load(first.path) == second
+    assert names(tmp_path) == ["b"]
 
 
 @pytest.mark.parametrize("kind", ["foreign directory", "notes beside a bundle", "file"])

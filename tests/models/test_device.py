@@ -15,6 +15,8 @@ from models.device import (
     available_threads,
     cgroup_quotas,
     check_runtimes,
+    integer_options,
+    processor_flags,
     thread_limit,
 )
 
@@ -167,6 +169,33 @@ def test_a_session_does_not_start_on_two_runtimes(tmp_path):
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
     assert "overwrite each other: pip uninstall onnxruntime" in line
+
+
+# Processors
+
+
+def test_flags_of_the_first_processor(tmp_path):
+    found = tmp_path / "cpuinfo"
+    found.write_text("vendor_id\t: x\nflags\t\t: fpu avx2\n\nflags\t\t: fpu avx2 avx_vnni\n")
+    assert processor_flags(found) == {"fpu", "avx2"}
+    found.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert processor_flags(found) == frozenset()
+    assert processor_flags(tmp_path / "nowhere") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [
+        ((), False),
+        (("avx2",), False),
+        (("avx2", "avx512f", "avx512bw"), False),
+        (("avx2", "avx_vnni"), True),
+        (("avx512f", "avx512_vnni"), True),
+        (("amx_int8",), True),
+    ],
+)
+def test_integers_are_made_exact_where_they_are_not(flags, exact):
+    assert integer_options(flags) == ({} if exact else {"session.x64quantprecision": "1"})
 
 
 # Threads

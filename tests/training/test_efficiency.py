@@ -1,20 +1,25 @@
 """What `l2e bench` writes, and what it stands on: turns, texts, the classifier alone."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import onnx
 import pytest
 
 from l2e import main
+from models import bundle as bundles
 from models.explainer import Explainer
 from models.session import OnnxSession
 from training.commands import rival_budgets
 from training.evaluation.classifier_graph import classifier_alone
-from training.evaluation.efficiency import texts_of
-from training.evaluation.rivals import ALL, OnnxBlackBox
+from training.evaluation.efficiency import WARM_UP, Plan, time_rivals
+from training.evaluation.rivals import ALL, OnnxBlackBox, Place, Rival, place_of, rivals
 from training.evaluation.speed_report import bench_to_markdown
+from training.evaluation.texts import texts_of
 from training.evaluation.timing import in_turns, quartiles, ratios, server_timing
+from training.export import to_torch
 
 SIDES = ("classifier_ms", "label_only_ms", "reply_ms", "ratio", "label_ratio")
 OTHERS = "occlusion,lime=10,lime_onnx=12,lime_package=14,captum_gradient"
@@ -43,13 +48,22 @@ def test_bench_writes_a_row_for_each_length_and_batch(torch_bundle, capsys):
     assert (result["quick"], result["left_out"]) == (False, [])
     pairs = [(row["tokens"], row["batch"]) for row in result["rows"]]
     assert pairs == [(8, 1), (8, 3), (40, 1), (40, 3)]
+    rivals = result["rivals"]
+    assert {(one["device"], one["precision"]) for one in rivals.values()} == {("cpu", "fp32")}
+    assert {name for name, one in rivals.items() if one["how"].startswith("torch")} == {
+        "occlusion", "lime", "lime_package", "captum_gradient",
+    }  # fmt: skip
     for row in result["rows"]:
+        assert (row["device"], row["precision"], row["repeats"]) == ("cpu", "fp32", 2)
         for name in SIDES:
             low, high = row[f"{name}_quartiles"]
             assert 0 < low <= row[name] <= high
         assert row["skipped"] == {}
         assert [*row["teachers"]] == [name.partition("=")[0] for name in OTHERS.split(",")]
-        assert all(found["ms"] > 0 < found["speedup"] for found in row["teachers"].values())
+        for found in row["teachers"].values():
+            assert found["ms"] > 0 < found["speedup"]
+            assert (found["device"], found["precision"]) == ("cpu", "fp32")
+            assert found["repeats"] in (1, 2)
         assert row["teachers"]["lime_onnx"]["evaluations"] == 12
         assert row["teachers"]["lime_package"]["budget"] == 14
 
@@ -67,6 +81,40 @@ def test_bench_in_a_hurry_says_what_it_left_out(torch_bundle, capsys):
     assert rows[16, 4]["teachers"] == {}
     shown = bench_to_markdown(result)
     assert "--quick left out 400 tokens x 4; and 4 timings of others" in shown
+
+
+def test_what_is_timed_once_is_warmed_up_on_a_short_text(explainer):
+    asked = []
+    black_box = OnnxBlackBox(explainer)
+    rival = Rival(
+        "long", 1, "by hand; at length", Place("elsewhere", "fp8"), lambda document: 2_000,
+        lambda texts: asked.append(black_box.logits([black_box.encoder.encode(t) for t in texts])),
+    )  # fmt: skip
+    [text] = texts_of(explainer, 16, 1, seed=0)
+    plan = Plan({}, repeats=3)
+    found = time_rivals(explainer, [rival], [text], plan, reply=1.0, end=math.inf)
+    [short] = texts_of(explainer, WARM_UP, 1, seed=0)
+    assert len(asked) == 2
+    for given, logits in zip((short, text), asked, strict=True):
+        assert np.array_equal(logits, black_box.logits([black_box.encoder.encode(given)]))
+    once = found["teachers"]["long"]
+    assert (once["repeats"], once["device"], once["precision"]) == (1, "elsewhere", "fp8")
+
+
+def test_places_of_rivals_are_their_own(torch_bundle, tmp_path):
+    """Where the reply computes in int8, torch does not."""
+    integer = bundles.save_changed(
+        torch_bundle,
+        tmp_path / "int8",
+        precision="int8",
+        golden=dataclasses.replace(torch_bundle.manifest.golden, tolerance={"int8": 0.2}),
+    )
+    explainer = Explainer.load(integer.path, device="cpu", threads=1)
+    black_box, _ = to_torch(torch_bundle)
+    found = rivals(explainer, black_box, {"lime": 10, "lime_onnx": 10, "captum_gradient": 0})
+    places = {one.name: one.place for one in found}
+    assert places["lime"] == places["captum_gradient"] == Place("cpu", "fp32")
+    assert places["lime_onnx"] == place_of(explainer) == Place("cpu", "int8")
 
 
 def test_bench_through_http(torch_bundle, capsys):
@@ -177,14 +225,15 @@ def test_the_stages_that_a_server_names():
 
 def test_the_tables_of_a_benchmark():
     spread = {f"{name}_quartiles": [1.0, 2.0] for name in SIDES}
-    row = {**dict.fromkeys(SIDES, 1.5), **spread, "skipped": {}}
-    lime = {"ms": 300.0, "speedup": 200.0}
+    place = {"device": "cpu", "precision": "fp32"}
+    row = {**dict.fromkeys(SIDES, 1.5), **spread, **place, "repeats": 9, "skipped": {}}
+    lime = {"ms": 300.0, "speedup": 200.0, "repeats": 1}
     result = {
         "quick": False,
         "left_out": [],
         "rivals": {
-            "lime": {"budget": 200, "how": "torch fp32"},
-            "lrp": {"budget": 0, "how": "torch fp32; by hand"},
+            "lime": {"budget": 200, "how": "torch", **place},
+            "lrp": {"budget": 0, "how": "torch; by hand", **place},
         },
         "rows": [
             {**row, "tokens": 24, "batch": 1, "teachers": {"lime": lime}},
@@ -192,16 +241,33 @@ def test_the_tables_of_a_benchmark():
         ],
     }
     assert bench_to_markdown(result).splitlines() == [
-        "| tokens | batch | classifier alone | label only | label and rationale "
+        "| tokens | batch | runs on | n | classifier alone | label only | label and rationale "
         "| label / classifier | reply / classifier |",
-        "|---|---|---|---|---|---|---|",
-        "| 24 | 1 | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) "
+        "|---|---|---|---|---|---|---|---|---|",
+        "| 24 | 1 | cpu, fp32 | 9 | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) "
         "| 1.500 (1.000-2.000) | 1.500 (1.000-2.000) |",
-        "| 24 | 8 | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) "
+        "| 24 | 8 | cpu, fp32 | 9 | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) | 1.5 ms (1.0-2.0) "
         "| 1.500 (1.000-2.000) | 1.500 (1.000-2.000) |",
         "",
-        "| times a reply | runs on | 24 tokens |",
+        "| times a reply on cpu, fp32 | runs on | 24 tokens |",
         "|---|---|---|",
-        "| lime (200) | torch fp32 | 200 x |",
-        "| lrp | torch fp32 | - |",
+        "| lime (200) | torch, cpu, fp32 | 200 x (n = 1) |",
+        "| lrp | torch, cpu, fp32 | - |",
     ]
+
+
+def test_a_multiple_across_devices_says_so():
+    spread = {f"{name}_quartiles": [1.0, 2.0] for name in SIDES}
+    reply = {"device": "cuda", "precision": "fp16", "repeats": 9}
+    row = {**dict.fromkeys(SIDES, 1.5), **spread, **reply, "tokens": 24, "batch": 1, "skipped": {}}
+    rival = {"budget": 0, "how": "torch", "device": "cpu", "precision": "fp32"}
+    lines = bench_to_markdown(
+        {
+            "quick": False,
+            "rivals": {"lrp": rival},
+            "rows": [{**row, "teachers": {"lrp": {"speedup": 20.0, "repeats": 9}}}],
+        }
+    ).splitlines()
+    assert "| times a reply on cuda, fp16 | runs on | 24 tokens |" in lines
+    assert "| lrp | torch, cpu, fp32 | 20 x (n = 9) |" in lines
+    assert "another device or in another precision than the reply" in lines[-1]

@@ -14,6 +14,7 @@ from onnx.reference.op_run import OpRun
 
 from models import bundle as bundles
 from models.bundle import CorruptFileError, MismatchError
+from models.device import integer_options, processor_flags
 from models.explainer import Explainer
 from models.graph import split
 from models.session import OnnxSession
@@ -292,11 +293,11 @@ def test_the_explainer_stays_as_it_is(integer, torch_bundle):
     assert branch(integer) == branch(torch_bundle.model_bytes())
 
 
-def test_one_layer_by_hand():
-    """MatMul of activations in steps of 1/10 around 0 with weights in steps of their rows."""
-    weight = np.array([[1.0, -0.5], [0.0, 0.0], [2.0, 127.0]], np.float16)
+def one_layer(weight):
+    """A linear layer as the exporter writes it, from `x` to `y`."""
     node = helper.make_node
     value = helper.make_tensor_value_info
+    outputs, inputs = weight.shape
     graph = helper.make_graph(
         [
             node("Cast", ["w"], ["w.fp32"], to=TensorProto.FLOAT),
@@ -304,12 +305,18 @@ def test_one_layer_by_hand():
             node("MatMul", ["x", "w.turned"], ["y"]),
         ],
         "layer",
-        [value("x", TensorProto.FLOAT, ["B", "T", 2])],
-        [value("y", TensorProto.FLOAT, ["B", "T", 3])],
-        [numpy_helper.from_array(weight, "w")],
+        [value("x", TensorProto.FLOAT, ["B", "T", inputs])],
+        [value("y", TensorProto.FLOAT, ["B", "T", outputs])],
+        [numpy_helper.from_array(weight.astype(np.float16), "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
-    made = onnx.load_model_from_string(to_int8(model.SerializeToString(), {"x": Range(-5.5, 20.0)}))
+    return model.SerializeToString()
+
+
+def test_one_layer_by_hand():
+    """MatMul of activations in steps of 1/10 around 0 with weights in steps of their rows."""
+    weight = np.array([[1.0, -0.5], [0.0, 0.0], [2.0, 127.0]])
+    made = onnx.load_model_from_string(to_int8(one_layer(weight), {"x": Range(-5.5, 20.0)}))
     found = stored(made.SerializeToString())
     assert found["w"].tolist() == [[127, -64], [0, 0], [2, 127]]
     np.testing.assert_allclose(found["w" + SCALE], [1 / 127, 1, 1])
@@ -349,6 +356,19 @@ def test_no_answer_in_integers_depends_on_the_batch(integer, torch_bundle):
         assert alone.weights.tobytes() == together.weights[one].tobytes()
 
 
+@pytest.mark.parametrize("flags", [processor_flags(), frozenset({"avx2"})])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_sums_of_products_are_exact_on_any_processor(flags, rows):
+    """Two products of the largest numbers are 64,770, which 16 bits do not hold."""
+    model = to_int8(one_layer(np.ones((16, 64))), {"x": Range(0.0, 255.0)})
+    options = ort.SessionOptions()
+    for name, value in integer_options(flags).items():
+        options.add_session_config_entry(name, value)
+    session = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
+    [found] = session.run(None, {"x": np.full((1, rows, 64), 255, np.float32)})
+    np.testing.assert_allclose(found, np.full((1, rows, 16), 64 * 255), rtol=1e-6)
+
+
 # Bundles
 
 
@@ -378,6 +398,7 @@ def test_a_derived_bundle_says_what_it_is_and_loads(derived, torch_bundle):
     assert found["derived_from"] == torch_bundle.digest
     assert found["texts"] == len(TEXTS)
     assert found["batch_equal"] == 1.0
+    assert found["compared_on"] == "CPUExecutionProvider"
     assert ("calibration_texts" in found) == (manifest.precision == "int8")
     assert 0 < found["largest_difference"] < 0.3
     assert manifest.golden.tolerance.keys() == {manifest.precision}
@@ -391,19 +412,8 @@ def test_a_derived_bundle_of_another_pair_is_refused(derived, tmp_path):
     """The golden answer is off by more than the wider tolerance of its precision."""
     golden = derived.manifest.golden
     off = [value + 0.25 for value in golden.logits]
-    fields = {
-        entry.name: getattr(derived.manifest, entry.name)
-        for entry in dataclasses.fields(derived.manifest)
-        if entry.name not in ("schema_version", "files", "tokenizer_sha256", "golden")
-    }
-    other = bundles.save(
-        tmp_path / "other",
-        model=derived.model_bytes(),
-        tokenizer_json=derived.tokenizer_json,
-        config=derived.config,
-        golden=dataclasses.replace(golden, logits=tuple(off)),
-        **fields,
-    )
+    changed = dataclasses.replace(golden, logits=tuple(off))
+    other = bundles.save_changed(derived, tmp_path / "other", golden=changed)
     with pytest.raises(MismatchError, match=r"off by 0\.25"):
         Explainer.load(other.path, device="cpu")
 
@@ -438,7 +448,7 @@ def test_an_unknown_precision_is_not_loaded(torch_bundle, tmp_path):
 
 def test_a_bundle_agrees_with_itself(explainer):
     found = compare(explainer, explainer, TEXTS)
-    assert found == Comparison(len(TEXTS), 1.0, 1.0, 0.0, 1.0)
+    assert found == Comparison(len(TEXTS), 1.0, 1.0, 0.0, 1.0, "CPUExecutionProvider")
 
 
 def test_rationale_words(tiny_explainer):
@@ -483,7 +493,7 @@ def test_batch_equal_sees_what_company_changes(tiny_explainer):
     assert batch_equal(swayed, texts, swayed(texts)) < 1.0
 
 
-GOOD = Comparison(100, 1.0, 1.0, 0.1, 1.0)
+GOOD = Comparison(100, 1.0, 1.0, 0.1, 1.0, "SomeProvider")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -502,7 +512,7 @@ def test_what_is_refused(precision, change, mention):
         check(dataclasses.replace(GOOD, **change), precision, LEAST[precision])
     message = str(error.value)
     assert "\n" not in message
-    for word in (precision, mention, "100 validation texts", "serve it in fp32"):
+    for word in (precision, mention, "100 validation texts, with SomeProvider", "serve it in fp32"):
         assert word in message
 
 
@@ -524,19 +534,7 @@ def test_export_of_a_run_that_has_another_bundle_by_now(
     place = tmp_path / recipe.name / "bundle"
     shutil.copytree(torch_bundle.path, place)
     old = bundles.load(export_as(recipe_path, [], tmp_path, "fp16"))
-    fields = {
-        entry.name: getattr(torch_bundle.manifest, entry.name)
-        for entry in dataclasses.fields(torch_bundle.manifest)
-        if entry.name not in ("schema_version", "files", "tokenizer_sha256", "name")
-    }
-    bundles.save(
-        place,
-        model=torch_bundle.model_bytes(),
-        tokenizer_json=torch_bundle.tokenizer_json,
-        config=torch_bundle.config,
-        name="another",
-        **fields,
-    )
+    bundles.save_changed(torch_bundle, place, name="another")
     new = bundles.load(export_as(recipe_path, [], tmp_path, "fp16"))
     assert old.manifest.name == "tiny"
     assert new.manifest.name == "another"

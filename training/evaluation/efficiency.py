@@ -11,30 +11,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
-
 from models.device import CPU, DeviceName
 from models.explainer import Explainer
 from models.session import OnnxSession
 from training.evaluation.classifier_graph import classifier_alone
 from training.evaluation.machine import machine
-from training.evaluation.rivals import Rival, rivals
+from training.evaluation.rivals import Rival, place_of, rivals
+from training.evaluation.texts import SOURCE, texts_of
 from training.evaluation.timing import in_turns, milliseconds, quartiles, ratios
 from training.export import to_torch
 
 TOKENS = (24, 128, 512)
 BATCHES = (1, 8, 32)
-SOURCE = "words of our own sentences, drawn with the seed"
-SENTENCE = (
-    "the story drags in places yet every scene with her is charming and i would gladly see it "
-    "again while the music was dull and far too loud but nobody left before the end"
-)
 # Tokens that the classifier sees in one call of a rival. Up to the first number, or to `LONG` where
 # the evaluations are few, it is timed as often as the reply, in turns with it; else once.
 CHEAP = 1_100
 FEW = 4  # evaluations, beside which what else it does shows
 BATCHED = 200_000  # at most for a batch: a rival of many evaluations fills batches by itself
 LONG = 15_000  # from here on it takes seconds, and is announced
+WARM_UP = 8  # tokens of the text that warms up what is timed once
 # With --quick.
 QUICK_REPEATS = 3
 QUICK_ROW = 1_024  # tokens of a row of the table
@@ -91,13 +86,15 @@ def measure_speed(explainer: Explainer, plan: Plan) -> dict[str, Any]:
 
     Returns:
         `machine`, `bundle`, `precision`, `runtime`, `texts` (what they are), `quick`, `left_out`
-        (rows that were too much for --quick) and `rows`, one for each length and batch size.
+        (rows that were too much for --quick), `rivals` (how each is driven, on which `device` and
+        in which `precision`) and `rows`, one for each length and batch size, with the `device` and
+        `precision` of the three sides and their `repeats`.
         Milliseconds are of one text: those of a call over its texts. A name alone has the median,
         `NAME_quartiles` the first and the third. `ratio` is reply over classifier, `label_ratio`
         label only over classifier, each the median over rounds.
     """
     started = time.monotonic()
-    session = explainer.session
+    session, place = explainer.session, place_of(explainer)
     alone = _classifier(explainer)
     black_box, _ = to_torch(explainer.bundle)
     found = rivals(explainer, black_box, plan.against)
@@ -111,14 +108,15 @@ def measure_speed(explainer: Explainer, plan: Plan) -> dict[str, Any]:
         _say(f"{tokens} tokens, {batch} at a time", tokens * batch * plan.rounds)
         texts = texts_of(explainer, tokens, batch, plan.seed)
         sides = _time_sides(explainer, alone, texts, plan.rounds)
-        rows.append({"tokens": tokens, "batch": batch, **sides})
+        about = {"tokens": tokens, "batch": batch, **place._asdict(), "repeats": plan.rounds}
+        rows.append(about | sides)
     for row in rows:  # after all of ours, for some take minutes
         texts = texts_of(explainer, row["tokens"], row["batch"], plan.seed)
-        row |= _time_rivals(explainer, found, texts, plan, row["reply_ms"], end)
+        row |= time_rivals(explainer, found, texts, plan, row["reply_ms"], end)
     return {
         "machine": machine(),
         "bundle": explainer.bundle.digest,
-        "precision": session.precision or explainer.bundle.manifest.precision,
+        "precision": place.precision,
         "runtime": {"device": session.device, "threads": session.threads},
         "texts": {
             "tokens": list(plan.tokens),
@@ -130,7 +128,9 @@ def measure_speed(explainer: Explainer, plan: Plan) -> dict[str, Any]:
         },
         "quick": plan.quick,
         "left_out": left_out,
-        "rivals": {one.name: {"budget": one.budget, "how": one.how} for one in found},
+        "rivals": {
+            one.name: {"budget": one.budget, "how": one.how, **one.place._asdict()} for one in found
+        },
         "rows": rows,
     }
 
@@ -144,25 +144,6 @@ def _classifier(explainer: Explainer) -> Explainer:
     device = cast("DeviceName", session.device)
     opened = OnnxSession(small, device=device, threads=session.threads)
     return Explainer(explainer.bundle, opened)
-
-
-def texts_of(explainer: Explainer, tokens: int, count: int, seed: int) -> list[str]:
-    """Returns different texts, each of as many words as fit into so many tokens."""
-    rng, words = np.random.default_rng([seed, tokens]), SENTENCE.split()
-    return [_fitting(explainer, rng.choice(words, tokens).tolist(), tokens) for _ in range(count)]
-
-
-def _fitting(explainer: Explainer, words: Sequence[str], tokens: int) -> str:
-    """Returns as many of the first words as fit, at least one."""
-    low, high = 1, len(words)  # the number lies in [low, high]
-    while low < high:
-        middle = (low + high + 1) // 2
-        windows = explainer.encode(" ".join(words[:middle])).windows
-        if sum(len(window.input_ids) for window in windows) <= tokens:
-            low = middle
-        else:
-            high = middle - 1
-    return " ".join(words[:low])
 
 
 def _time_sides(
@@ -185,7 +166,7 @@ def _time_sides(
     return result | _summed("label_ratio", ratios(spent["label_only"], spent["classifier"]))
 
 
-def _time_rivals(
+def time_rivals(
     explainer: Explainer,
     found: Sequence[Rival],
     texts: Sequence[str],
@@ -205,9 +186,10 @@ def _time_rivals(
 
     Returns:
         `teachers`: name to `ms`, its quartiles, `speedup` (rival over reply), `evaluations` of
-        a text and `repeats`; `skipped`: name to the reason.
+        a text, `device`, `precision` and `repeats`; `skipped`: name to the reason.
     """
     documents = [explainer.encode(text) for text in texts]
+    short = texts_of(explainer, WARM_UP, 1, plan.seed)
     teachers, skipped = {}, {}
     for rival in found:
         tokens = rival.tokens(documents)
@@ -220,12 +202,15 @@ def _time_rivals(
         _say(f"{rival.name}, {len(texts)} x {length} tokens x {evaluations} evaluations", tokens)
         few = evaluations <= FEW and tokens < LONG and not plan.quick
         rounds = plan.rounds if tokens <= CHEAP or few else 0
+        if not rounds:
+            rival.explain(short)  # so that imports, kernels and caches are there
         times, speedups = _time_rival(explainer, rival, texts, rounds, reply)
         teachers[rival.name] = {
             **_summed("ms", times),
             **_summed("speedup", speedups),
             "budget": rival.budget,
             "evaluations": evaluations,
+            **rival.place._asdict(),
             "repeats": len(times),
         }
     return {"teachers": teachers, "skipped": skipped}
@@ -240,7 +225,7 @@ def _time_rival(
         explainer: whose reply takes turns with the rival.
         rival: the other.
         texts: of the row.
-        rounds: that count; 0 times it once, cold and alone.
+        rounds: that count, after one that warms up; 0 times it once and alone.
         reply: the median milliseconds of a reply, for a rival that is timed alone.
     """
     if not rounds:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from models.explainer import Explainer
-from training.evaluation.efficiency import QUICK_SECONDS, Plan, texts_of
+from training.evaluation.efficiency import QUICK_SECONDS, Plan
+from training.evaluation.texts import texts_of
 from training.evaluation.timing import in_turns, quartiles, server_timing
 
 _PATIENCE = 120.0  # seconds until a server is ready at the latest

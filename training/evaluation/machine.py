@@ -8,30 +8,33 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from models.device import available_threads, processor_flags
+
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-openvino", "torch")
-_FLAGS = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_FLAGS = ("avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def machine() -> dict[str, Any]:
     """Describes this machine.
 
     Returns:
-        `processor`, `cores` that this process may use, `multiplies` (which wide instructions the
-        processor has), `load` (processes that ran or waited to run, mean of the last minute: more
-        than 0 before a measurement says that it was disturbed) and `versions`.
+        `processor`, `cores` that this process may run on, `threads` that it can keep busy (fewer
+        under a quota), `multiplies` (which wide instructions the processor has), `load` (processes
+        that ran or waited to run, mean of the last minute: more than 0 before a measurement says
+        that it was disturbed) and `versions`.
     """
     name = platform.processor() or platform.machine()
-    flags: set[str] = set()
+    flags = processor_flags()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = (part.strip() for part in line.partition(":"))
             name = value if key == "model name" else name
-            flags = set(value.split()) if key == "flags" else flags
     except OSError:
         pass
     return {
         "processor": name,
         "cores": len(os.sched_getaffinity(0)),
+        "threads": available_threads(),
         "multiplies": [flag for flag in _FLAGS if flag in flags],
         "load": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), **_versions()},

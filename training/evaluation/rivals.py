@@ -1,8 +1,8 @@
 """What a reply is timed against: our teachers, and packages as people use them.
 
 All of them explain the bundle's own classifier and get its label as well. Teachers and packages run
-on the torch classifier rebuilt from the bundle, in fp32; `lime_onnx` is LIME on the session that
-replies, so that only the number of evaluations differs.
+on the torch classifier rebuilt from the bundle, on the processor in fp32, whatever the reply runs
+on; `lime_onnx` is LIME on the session that replies, so that only the number of evaluations differs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from lime.lime_text import LimeTextExplainer
@@ -24,10 +25,17 @@ from training.attribution.teachers import TEACHERS, teacher_named
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.protocol import BlackBox, softmax
 
-TORCH = "torch fp32"
+TORCH, ONNX = "torch", "ONNX Runtime"
 # Name to the samples taken where nobody says how many; 0 where there are none.
 PACKAGES: Mapping[str, int] = {"lime_onnx": 200, "lime_package": 1_000, "captum_gradient": 0}
 ALL = (*TEACHERS, *PACKAGES)
+
+
+class Place(NamedTuple):
+    """Where something runs, and in which precision it computes."""
+
+    device: str
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class Rival:
     Attributes:
         name: what the command line calls it.
         budget: samples, or steps; 0 where the text decides.
-        how: what it runs on, and how it is driven.
+        how: the library that computes, and how it is driven.
+        place: where that is.
         evaluations: of the classifier for one text, a backward pass counted with its forward pass.
         explain: labels and explains texts.
     """
@@ -45,6 +54,7 @@ class Rival:
     name: str
     budget: int
     how: str
+    place: Place
     evaluations: Callable[[Document], int]
     explain: Callable[[Sequence[str]], object]
 
@@ -73,6 +83,12 @@ class OnnxBlackBox:
         return self._explainer.logits(documents, keep)
 
 
+def place_of(explainer: Explainer) -> Place:
+    """Returns where a bundle's session runs."""
+    session = explainer.session
+    return Place(session.device, session.precision or explainer.bundle.manifest.precision)
+
+
 def rivals(
     explainer: Explainer, black_box: HuggingFaceBlackBox, budgets: Mapping[str, int]
 ) -> list[Rival]:
@@ -84,19 +100,22 @@ def rivals(
         budgets: name to samples or steps; see `ALL` for the names.
     """
     found = []
+    on_torch = Place(black_box.model.device.type, black_box.precision)
     for name, budget in budgets.items():
         if name == "lime_onnx":
-            one = _teacher("lime", OnnxBlackBox(explainer), budget, "our LIME on the session")
+            how = f"{ONNX}; our LIME"
+            one = _teacher("lime", OnnxBlackBox(explainer), budget, how, place_of(explainer))
             found.append(replace(one, name=name))
         elif name == "lime_package":
             how = f"{TORCH}; LimeTextExplainer(bow=False) with masked words, batches of one length"
             call = partial(_lime, black_box, budget)
-            found.append(Rival(name, budget, how, _always(budget), call))
+            found.append(Rival(name, budget, how, on_torch, _always(budget), call))
         elif name == "captum_gradient":
             how = f"{TORCH}; the label, then captum's InputXGradient on the word embeddings"
-            found.append(Rival(name, 0, how, _always(2), partial(_gradient, black_box)))
+            call = partial(_gradient, black_box)
+            found.append(Rival(name, 0, how, on_torch, _always(2), call))
         else:
-            found.append(_teacher(name, black_box, budget, TORCH))
+            found.append(_teacher(name, black_box, budget, TORCH, on_torch))
     return found
 
 
@@ -107,7 +126,7 @@ def _always(evaluations: int) -> Callable[[Document], int]:
     return count
 
 
-def _teacher(name: str, black_box: BlackBox, budget: int, how: str) -> Rival:
+def _teacher(name: str, black_box: BlackBox, budget: int, how: str, place: Place) -> Rival:
     teacher = teacher_named(name)
 
     def explain(texts: Sequence[str]) -> object:
@@ -115,7 +134,10 @@ def _teacher(name: str, black_box: BlackBox, budget: int, how: str) -> Rival:
         targets = np.full(len(texts), PREDICTED, dtype=np.int64)
         return teacher.attribute(black_box, documents, targets, budget=budget, seed=0)
 
-    return Rival(name, budget, how, lambda document: teacher.spent(document, budget), explain)
+    def spent(document: Document) -> int:
+        return teacher.spent(document, budget)
+
+    return Rival(name, budget, how, place, spent, explain)
 
 
 def _lime(black_box: HuggingFaceBlackBox, samples: int, texts: Sequence[str]) -> None:

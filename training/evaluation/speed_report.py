@@ -9,7 +9,8 @@ from typing import Any
 def bench_to_markdown(result: Mapping[str, Any]) -> str:
     """Returns the tables of `l2e bench`: what a reply costs, other ways to explain, HTTP.
 
-    Milliseconds are of one text, as median and quartiles; the others are multiples of the reply.
+    Milliseconds are of one text, as median and quartiles; the others are multiples of the reply,
+    with how often (n) they were timed.
     """
     parts = [_costs(result["rows"])]
     if any(row["teachers"] for row in result["rows"]):
@@ -22,11 +23,12 @@ def bench_to_markdown(result: Mapping[str, Any]) -> str:
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
-    header = ["tokens", "batch", "classifier alone", "label only", "label and rationale"]
+    header = ["tokens", "batch", "runs on", "n"]
+    header += ["classifier alone", "label only", "label and rationale"]
     lines = [[*header, "label / classifier", "reply / classifier"]]
     for row in rows:
         times = [_spread(row, name) for name in ("classifier_ms", "label_only_ms", "reply_ms")]
-        counts = [str(row["tokens"]), str(row["batch"])]
+        counts = [str(row["tokens"]), str(row["batch"]), _place(row), str(row["repeats"])]
         parts = [_spread(row, name, "", 3) for name in ("label_ratio", "ratio")]
         lines.append([*counts, *times, *parts])
     return _table(lines)
@@ -35,13 +37,18 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
 def _rivals(result: Mapping[str, Any]) -> str:
     """A line for each rival, a column for each row in which one was timed."""
     rows = [row for row in result["rows"] if row["teachers"]]
-    lines = [["times a reply", "runs on", *(_heading(row) for row in rows)]]
+    reply = _place(rows[0])
+    lines = [[f"times a reply on {reply}", "runs on", *(_heading(row) for row in rows)]]
     for name, told in result["rivals"].items():
         shown = f"{name} ({told['budget']})" if told["budget"] else name
         found = [row["teachers"].get(name) for row in rows]
-        cells = [f"{one['speedup']:,.3g} x" if one else "-" for one in found]
-        lines.append([shown, told["how"].partition(";")[0], *cells])
-    return _table(lines)
+        cells = [f"{one['speedup']:,.3g} x (n = {one['repeats']})" if one else "-" for one in found]
+        lines.append([shown, f"{told['how'].partition(';')[0]}, {_place(told)}", *cells])
+    table = _table(lines)
+    if all(_place(told) == reply for told in result["rivals"].values()):
+        return table
+    note = "Where a row runs on another device or in another precision than the reply, the multiple"
+    return f"{table}\n\n{note} holds that difference, too."
 
 
 def _http(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -61,59 +68,90 @@ def _left_out(result: Mapping[str, Any]) -> str:
 
 def serving_to_markdown(result: Mapping[str, Any]) -> str:
     """Returns the table of `tests.bench.http`: the service under load, against its bars."""
-    idle, mixed, batched = result["idle"], result["mixed"], result["batch_of_32_at_24_tokens"]
-    lines = [["measured", "found", "against"]]
+    idle, over = result["idle"], result["load_200"]
+    added = _shown(idle, "overhead_ms", "{:.2f} ms over tokenising and running it")
+    lines = [["measured", "found", "against", "refused"]]
     lines.append(
-        [
-            "one short text on an idle server",
-            f"{idle['http_ms']:.1f} ms",
-            f"{idle['overhead_ms']:.2f} ms over tokenising and running it",
-        ]
-    )
-    for name, found in (("all connections busy", mixed), ("batches of 32 short texts", batched)):
-        lines.append(
-            [
-                name,
-                f"{found['http_texts_per_second']:.1f} texts/s",
-                f"{found['share']:.2f} of the bare loop's {found['raw_texts_per_second']:.1f}",
-            ]
-        )
-    for name, load in (("constant", "load_70_constant"), ("Poisson", "load_70_poisson")):
-        found = result[load]
-        lines.append(
-            [
-                f"99th percentile at 70 % load, {name}",
-                f"{found['p99_ms']:,.0f} ms",
-                f"{found['p99_over_simulated']:.2f} times the simulated queue's, "
-                f"{found['p99_over_idle_p50']:.1f} times the idle median",
-            ]
-        )
-    over = result["load_200"]
-    lines.append(["twice the load", f"{over['goodput']:.2f} of the maximum answered", "1"])
-    padding = result["padding"]["share_of_tokens"]
-    lines.append(["padding", f"{padding:.1%} of the computed tokens", "-"])
+        ["one short text on an idle server", _shown(idle, "http_ms", "{:.1f} ms"), added,
+         _refused(idle)]
+    )  # fmt: skip
+    for name, key in (
+        ("all connections busy", "mixed"),
+        ("batches of 32 short texts", "batch_of_32_at_24_tokens"),
+    ):
+        found = result[key]
+        raw = _shown(found, "raw_texts_per_second", "of the bare loop's {:.1f}")
+        rate = _shown(found, "http_texts_per_second", "{:.1f} texts/s")
+        lines.append([name, rate, f"{_shown(found, 'share', '{:.2f}')} {raw}", _refused(found)])
+    loads = {"constant": result["load_70_constant"], "Poisson": result["load_70_poisson"]}
+    for tokens, found in result.get("load_70_constant_one_length", {}).items():
+        loads[f"constant, all of {tokens} tokens"] = found
+    lines += [_latency(name, found) for name, found in loads.items()]
+    goodput = _shown(over, "goodput", "{:.2f} of the maximum answered")
+    lines.append(["twice the load", goodput, "1", _refused(over)])
+    padding = _shown(result["padding"], "share_of_tokens", "{:.1%} of the computed tokens")
+    lines.append(["padding", padding, "-", "-"])
     return _table(lines)
 
 
+def _latency(name: str, found: Mapping[str, Any]) -> list[str]:
+    queue = _shown(found, "p99_over_simulated", "{:.2f} times the simulated queue's")
+    idle = _shown(found, "p99_over_idle_p50", "{:.1f} times the idle median")
+    p99 = _shown(found, "p99_ms", "{:,.0f} ms")
+    return [f"99th percentile at 70 % load, {name}", p99, f"{queue}, {idle}", _refused(found)]
+
+
 def peers_to_markdown(result: Mapping[str, Any]) -> str:
-    """Returns the table of `tests.bench.peers`: the same load on servers made otherwise."""
-    header = ["server", "answers with", "idle, short text", "texts/s, all busy", "p99 at its 70 %"]
-    lines = [[*header, "l2e, texts/s"]]
+    """Returns the table of `tests.bench.peers`: the same load on servers made otherwise.
+
+    They run on the processor; where ours runs is in the last column's title.
+    """
+    ours_on = _place({"device": result["runtime"]["device"], "precision": result["precision"]})
+    header = ["server", "answers with", "as l2e answers", "idle, short text", "texts/s, all busy"]
+    lines = [[*header, "p99 at its 70 %", "refused", f"l2e on {ours_on}, texts/s"]]
     for name, found in result["servers"].items():
         ours = result["servers"].get("l2e" if found["explains"] else "l2e, label only")
         rate = found["texts_per_second"]
-        times = f"{ours['texts_per_second'] / rate:.2f} x" if ours else "-"
+        times = f"{ours['texts_per_second'] / rate:.2f} x" if ours and rate else "-"
+        load = found["load_70"]
+        both = {key: found[key] + load[key] for key in ("answered", "refused")}
         lines.append(
             [
                 name,
                 "label and rationale" if found["explains"] else "label",
-                f"{found['idle_p50_ms']:.1f} ms",
+                _same(found["same_as_ours"]),
+                _shown(found, "idle_p50_ms", "{:.1f} ms"),
                 f"{rate:.1f}",
-                f"{found['load_70']['p99_ms']:,.0f} ms" if "p99_ms" in found["load_70"] else "-",
+                _shown(load, "p99_ms", "{:,.0f} ms"),
+                _refused(both),
                 times,
             ]
         )
     return _table(lines)
+
+
+def _same(found: Mapping[str, Any]) -> str:
+    """How many of the texts that were asked before the load got our answer."""
+    if found["all"]:
+        return "yes"
+    counts = [(name, found[name]) for name in ("labels", "rationales") if name in found]
+    return "no: " + ", ".join(f"{name} {count} of {found['of']}" for name, count in counts)
+
+
+def _refused(found: Mapping[str, Any]) -> str:
+    """How many requests were refused; a dash where nobody counted or none was sent."""
+    sent = found.get("answered", 0) + found.get("refused", 0)
+    return f"{found['refused']:,} of {sent:,}" if sent else "-"
+
+
+def _shown(found: Mapping[str, Any], name: str, form: str) -> str:
+    """A number in a sentence; a dash where nothing was answered that could give one."""
+    value = found.get(name)
+    return "-" if value is None else form.format(value)
+
+
+def _place(found: Mapping[str, Any]) -> str:
+    return f"{found['device']}, {found['precision']}"
 
 
 def _heading(row: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ ours, but classifies texts only with its Hugging Face runtime: it is not measure
 Environments are made in DIR once, with the versions of constraints.txt. With --borrow they see the
 packages of this interpreter and only what a peer adds is installed, so that torch is not fetched
 again. Before the load each peer answers a few texts, and how many labels and rationales are ours is
-in the JSON; --check ends there. L2E_DEVICE chooses the device of our own server.
+in the JSON and in the table; --check ends there. L2E_DEVICE chooses the device of our own server.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from typing import Any
 
 from models.explainer import Explainer
 from service.settings import Settings
-from tests.bench.http import summary
+from tests.bench.latency import summary
 from tests.bench.load import arrivals, clock, connected, flood, in_turn, post, predict
-from tests.bench.results import finish, say
+from tests.bench.results import finish, rounded, say
 from tests.bench.servers import ROOT, SERVICE, Cores, pin_cores, running_on, server, share_cores
 from tests.bench.texts import SHORT, mixed_texts
 from training.evaluation.machine import machine
@@ -147,7 +147,7 @@ def main() -> None:
         "cores": cores.to_dict(),
         "bundle": explainer.bundle.digest,
         "precision": explainer.session.precision or explainer.bundle.manifest.precision,
-        "runtime": {"device": explainer.session.device, "threads": len(cores.server)},
+        "runtime": {"device": explainer.session.device, "threads": cores.threads()},
         "seconds": options.seconds,
         "servers": servers,
     }
@@ -189,7 +189,7 @@ def _served(
     """Starts a peer; yields its port."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {"L2E_BUNDLE": str(bundle), "PEER_BUNDLE": str(bundle), **peer.environment}
-    environment["OMP_NUM_THREADS"] = str(len(cores.server))
+    environment["OMP_NUM_THREADS"] = str(cores.threads())
     with tempfile.TemporaryDirectory() as folder:
         command = [python, *peer.command]
         if peer.home == "infinity":
@@ -214,19 +214,26 @@ def save_checkpoint(explainer: Explainer, folder: Path) -> None:
 
 
 async def compare(peer: Peer, port: int, explainer: Explainer) -> dict[str, Any]:
-    """How many of a few texts get our label, and our rationale where there is one."""
+    """How many of a few texts get our label, and our rationale where there is one.
+
+    Returns:
+        `same_as_ours`: `of` (how many were asked), `labels`, `rationales` where the peer explains,
+        and `all`, whether nothing is different. A text that is refused has neither.
+    """
     texts = [SHORT, *mixed_texts(CHECKED - 1, seed=1)]
     labels = spans = 0
     async with connected(port, 1) as (connection,):
         for text, ours in zip(texts, explainer.explain(texts), strict=True):
             answer = await connection.ask(peer.request(text))
             if answer.status != 200:
-                raise RuntimeError(f"a peer answered with {answer.status}: {answer.body[:200]!r}")
+                say(f"a text was answered with {answer.status}: {answer.body[:200]!r}")
+                continue
             label, found = peer.read(json.loads(answer.body))
             labels += label == ours.label
             spans += found == [(span.start, span.end) for span in ours.rationale]
     same = {"labels": labels} | ({"rationales": spans} if peer.explains else {})
-    return {"same_as_ours": {"of": len(texts), **same}}
+    everything = all(count == len(texts) for count in same.values())
+    return {"same_as_ours": {"of": len(texts), **same, "all": everything}}
 
 
 async def measure(peer: Peer, port: int, seconds: float) -> dict[str, Any]:
@@ -238,8 +245,9 @@ async def measure(peer: Peer, port: int, seconds: float) -> dict[str, Any]:
     busy = await flood(port, requests, seconds)
     due = clock(0.7 * busy.rate, seconds, poisson=True)
     return {
-        "idle_p50_ms": round(idle.quantile(0.5), 2),
+        "idle_p50_ms": rounded(idle.quantile(0.5), 2),
         "texts_per_second": round(busy.rate, 2),
+        **busy.counts(),
         "load_70": summary(await arrivals(port, requests, due.tolist()), alone),
     }
 

@@ -45,7 +45,7 @@ class TorchSession:
 
 
 def torch_explainer() -> Explainer:
-    """The bundle of the environment, in torch, on all processors that this process may use."""
+    """The bundle of the environment, in torch, on all threads that this process can keep busy."""
     tune_memory()
     use_threads()
     bundle = load(Path(os.environ["PEER_BUNDLE"]))

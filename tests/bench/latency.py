@@ -1,0 +1,86 @@
+"""Latencies of requests that come by a clock, against an idle server and a simulated queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from models.answer import Row, answer_flow
+from models.explainer import Explainer
+from service.settings import Settings
+from tests.bench.load import Load, arrivals, clock, flood, in_turn, predict
+from tests.bench.queue import BatchTimes, simulate
+from tests.bench.results import ratio, rounded
+
+SHARE = 0.7  # of what a server can answer
+
+
+def first_rows(explainer: Explainer, text: str) -> list[Row]:
+    """The rows of a text; where windows disagree the service adds a few more."""
+    return next(answer_flow(explainer.encode(text)))
+
+
+def summary(load: Load, idle: float | None) -> dict[str, Any]:
+    """Latencies in milliseconds and over the idle median; None where nothing was answered."""
+    p99 = load.quantile(0.99)
+    return {
+        **load.counts(),
+        "p50_ms": rounded(load.quantile(0.5), 1),
+        "p99_ms": rounded(p99, 1),
+        "idle_p50_ms": rounded(idle, 1),
+        "p99_over_idle_p50": ratio(p99, idle, 2),
+    }
+
+
+def against_queue(load: Load, rows: Sequence[Sequence[Row]], times: BatchTimes) -> dict[str, Any]:
+    """The same arrivals in the simulated queue: its latencies, and ours over them."""
+    sent = sorted((one for one in load.sent if one.answered is not None), key=lambda one: one.sent)
+    if not sent:
+        return {}
+    done = simulate(
+        [one.sent for one in sent],
+        [rows[one.number % len(rows)] for one in sent],
+        times,
+        Settings().max_batch_tokens,
+    )
+    waited = 1e3 * (done - np.array([one.due for one in sent]))
+    p99 = float(np.quantile(waited, 0.99))
+    return {
+        "simulated_p50_ms": round(float(np.median(waited)), 1),
+        "simulated_p99_ms": round(p99, 1),
+        "p99_over_simulated": ratio(load.quantile(0.99), p99, 2),
+    }
+
+
+async def alike(
+    port: int,
+    explainer: Explainer,
+    texts: Sequence[str],
+    times: BatchTimes,
+    *,
+    seconds: float,
+    load_seconds: float,
+) -> dict[str, Any]:
+    """Texts of one length at equal gaps, `SHARE` of as many as the server answers of them.
+
+    The idle median is that of the same texts, so that what is found over it is what waiting costs,
+    and not that some texts are longer than others.
+
+    Args:
+        port: of the server.
+        explainer: the same bundle in this process.
+        texts: of one length.
+        times: of the simulated queue.
+        seconds: of the flood that finds out how many the server answers.
+        load_seconds: of the clock.
+    """
+    requests = [predict(text) for text in texts]
+    idle = (await in_turn(port, requests)).quantile(0.5)
+    busy = await flood(port, requests, seconds)
+    due = clock(SHARE * busy.rate, load_seconds, poisson=False)
+    found = await arrivals(port, requests, due.tolist())
+    told = {"texts_per_second": round(busy.rate, 1), **summary(found, idle)}
+    rows = [first_rows(explainer, text) for text in texts]
+    return told | against_queue(found, rows, times)
