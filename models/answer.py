@@ -34,7 +34,6 @@ BoolArray = npt.NDArray[np.bool_]
 Result = TypeVar("Result")
 
 PREDICTED: Final = -1  # as a target: the class that is predicted
-TOKEN_BUDGET: Final = 16_384  # padded tokens in one run of the graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,13 +145,16 @@ def run_rows(session: OnnxSession, pad_id: int, rows: Sequence[Row]) -> list[Out
 
 
 def run_flows(
-    flows: Iterable[Flow[Result]], run: Callable[[Sequence[Row]], list[Outputs]]
+    flows: Iterable[Flow[Result]],
+    run: Callable[[Sequence[Row]], list[Outputs]],
+    max_tokens: int,
 ) -> list[Result]:
     """Drives flows to their ends, all at a time.
 
     Args:
         flows: fresh ones.
-        run: runs the graph once, see `run_rows`; it gets at most `TOKEN_BUDGET` padded tokens.
+        run: runs the graph once, see `run_rows`.
+        max_tokens: padded tokens that it gets; a longer row runs alone.
 
     Returns:
         What each flow returned, in order.
@@ -168,7 +170,7 @@ def run_flows(
             except StopIteration as end:
                 results[number] = end.value
         waiting = [(number, flow) for number, flow in waiting if number in wanted]
-        found = iter(_run_all([row for rows in wanted.values() for row in rows], run))
+        found = iter(_run_all([row for rows in wanted.values() for row in rows], run, max_tokens))
         outputs = {
             number: list(itertools.islice(found, len(rows))) for number, rows in wanted.items()
         }
@@ -185,7 +187,8 @@ def document_logits(
     kept: Sequence[BoolArray | None] = [None] * len(documents) if keep is None else keep
     pairs = zip(documents, kept, strict=True)
     flows = [logits_flow(encoder, document, [mask]) for document, mask in pairs]
-    found = run_flows(flows, partial(run_rows, session, encoder.pad_id))
+    run = partial(run_rows, session, encoder.pad_id)
+    found = run_flows(flows, run, session.batch_tokens)
     return [logits[0] for logits in found]
 
 
@@ -198,7 +201,8 @@ def answer_documents(
     """Classifies n documents and explains one class of each, see `answer_flow`."""
     wanted = [PREDICTED] * len(documents) if targets is None else targets
     flows = [answer_flow(one, target) for one, target in zip(documents, wanted, strict=True)]
-    return run_flows(flows, partial(run_rows, session, encoder.pad_id))
+    run = partial(run_rows, session, encoder.pad_id)
+    return run_flows(flows, run, session.batch_tokens)
 
 
 def make_golden(
@@ -254,13 +258,15 @@ def check_golden(bundle: Bundle, session: OnnxSession, encoder: TextEncoder) -> 
         )
 
 
-def _run_all(rows: Sequence[Row], run: Callable[[Sequence[Row]], list[Outputs]]) -> list[Outputs]:
+def _run_all(
+    rows: Sequence[Row], run: Callable[[Sequence[Row]], list[Outputs]], max_tokens: int
+) -> list[Outputs]:
     """Runs any rows in batches of one bucket and a bounded number of tokens."""
     found: dict[int, Outputs] = {}
     for explain in (True, False):
         chosen = [number for number, row in enumerate(rows) if row.explain == explain]
         lengths = [len(rows[number].input_ids) for number in chosen]
-        for batch in plan_batches(lengths, TOKEN_BUDGET):
+        for batch in plan_batches(lengths, max_tokens):
             numbers = [chosen[place] for place in batch]
             outputs = run([rows[number] for number in numbers])
             found |= zip(numbers, outputs, strict=True)

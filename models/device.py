@@ -53,6 +53,15 @@ class Device(NamedTuple):
     provider: str
     reason: str
 
+    def batch_tokens(self, threads: int) -> int:
+        """Returns the padded tokens of one run with which a text is computed the quickest.
+
+        What each core works on should stay in its cache: on two cores of an AMD EPYC a token took
+        .18 ms in runs of 256 to 1,024 tokens, .2 to .24 ms in runs of 2,048. That of CUDA is a
+        guess, for it has not been run.
+        """
+        return 16_384 if self.provider == CUDA else 256 * max(2, threads)
+
     @property
     def kind(self) -> str:
         """Without how it computes: cpu, cuda or openvino."""

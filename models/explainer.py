@@ -171,7 +171,7 @@ class Explainer:
             self._explain(document, wanted, max_words)
             for document, wanted in zip(documents, targets, strict=True)
         ]
-        return run_flows(flows, self.run)
+        return run_flows(flows, self.run, self.session.batch_tokens)
 
     def predict(
         self, texts: Sequence[str], target: str | Sequence[str | None] | None = None
@@ -183,7 +183,7 @@ class Explainer:
             self._predict(document, wanted)
             for document, wanted in zip(documents, targets, strict=True)
         ]
-        return run_flows(flows, self.run)
+        return run_flows(flows, self.run, self.session.batch_tokens)
 
     def verify(self, explanation: Explanation) -> dict[str, float]:
         """Check a rationale against the classifier by masking words.
@@ -194,7 +194,8 @@ class Explainer:
             of its natural log-odds (not calibrated); against the text with only these words kept:
             `sufficiency`, the fall of its probability (lower is better).
         """
-        return run_flows([self.verification_flow(explanation)], self.run)[0]
+        flow = self.verification_flow(explanation)
+        return run_flows([flow], self.run, self.session.batch_tokens)[0]
 
     def explanation_flow(
         self,
@@ -262,7 +263,7 @@ class Explainer:
         kept: Sequence[BoolArray | None] = [None] * len(documents) if keep is None else keep
         pairs = zip(documents, kept, strict=True)
         flows = [logits_flow(self.encoder, document, [mask]) for document, mask in pairs]
-        return np.concatenate(run_flows(flows, self.run))
+        return np.concatenate(run_flows(flows, self.run, self.session.batch_tokens))
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Return calibrated probabilities float64 [n, C] of logits [n, C]."""

@@ -82,6 +82,7 @@ class OnnxSession:
         provider: the name that ONNX Runtime gives to it.
         device_reason: why this device, for a log line or `l2e doctor`.
         precision: "bf16" where the device computes in it, None where it follows the graph.
+        batch_tokens: padded tokens of one run that it answers the quickest, see `Device`.
 
     Raises:
         DeviceError: another device than auto was asked for and does not work (there is no
@@ -104,6 +105,7 @@ class OnnxSession:
             raise no_such_device(device, found.reason)
         self.device, self.provider, self.device_reason = found
         self.precision = found.precision
+        self.batch_tokens = found.batch_tokens(self.threads)
 
     def run(
         self, input_ids: IntArray, attention_mask: IntArray, target: IntArray, *, explain: bool

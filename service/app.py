@@ -155,6 +155,8 @@ def _tracing() -> "Tracing":
     except ModuleNotFoundError as error:
         needed = f"traces (L2E_TRACES) need {error.name}: pip install 'l2e[otel]'"
         raise SettingsError(f"bad setting: {needed}") from None
+    except ValueError as error:  # some of its limits the SDK reads when it is imported
+        raise SettingsError(f"bad setting: OTEL_*: {error}") from None
     return Tracing(_version())
 
 

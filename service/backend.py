@@ -68,7 +68,7 @@ class Backend:
                 explainer,
                 max_waiting=self.settings.max_waiting,
                 max_waiting_tokens=self.settings.max_waiting_tokens,
-                max_batch_tokens=self.settings.max_batch_tokens,
+                max_batch_tokens=self.settings.max_batch_tokens or explainer.session.batch_tokens,
                 metrics=self.metrics,
                 one_runner=explainer.session.device.startswith("cuda"),
             )

@@ -77,7 +77,7 @@ class Scheduler:
         if one_runner:
             parts += [("graph", None, True), ("texts", self._short, False)]
         else:
-            parts += [("texts and graph", self._short, True)] * 2
+            parts += [(f"texts and graph {number}", self._short, True) for number in (1, 2)]
         self._crew = Crew(self._lock, parts, self._find, self._over)
         self._crew.start()
 
@@ -205,9 +205,13 @@ class Scheduler:
 
     def _find(self, worker: Worker) -> Job | None:
         """The graph goes before texts: while it runs, another thread has time for these."""
-        if worker.runs and not self._running and (batch := self._take()):
-            self._running = True
-            return partial(self._run_batch, worker, batch)
+        # A batch may be empty, because nobody wants its rows any more, while others wait.
+        while worker.runs and not self._running and len(self._rows):
+            if batch := self._take():
+                self._running = True
+                if worker.lane is not None and len(worker.lane):
+                    self._crew.call_for(worker.lane)
+                return partial(self._run_batch, worker, batch)
         if worker.lane is not None and (task := worker.lane.pop()) is not None:
             return partial(self._advance, worker, task)
         return None
@@ -288,7 +292,7 @@ class Scheduler:
         try:
             ready = self._run(batch)
         except BaseException as error:  # noqa: BLE001 - whatever happens, the thread lives on
-            _log.error("runner: %s", type(error).__name__)
+            _log.error("a run of the graph: %s", type(error).__name__)
             for entry in batch:
                 self._finish(entry.owner, _as_exception(error))
         with self._changed:
@@ -296,7 +300,7 @@ class Scheduler:
             for task in ready:
                 self._lane(task).put(task, computed=True)
             for lane in {self._lane(task) for task in ready}:
-                if lane is not worker.lane or len(self._rows):
+                if lane is not worker.lane:
                     self._crew.call_for(lane)
 
     def _take(self) -> list[Entry[Task]]:

@@ -28,6 +28,9 @@ class Lane:
         self._heap: list[tuple[float, int, Task]] = []
         self._numbers = itertools.count()
 
+    def __len__(self) -> int:
+        return len(self._heap)
+
     def put(self, task: Task, *, computed: bool = False) -> None:
         """Adds a text."""
         head_start = _HEAD_START if task.ticket.urgent else 0.0

@@ -1,6 +1,6 @@
 """Rows that wait for a run of the graph, and which of them make the next one.
 
-Work-conserving: a batch is whatever waits when the runner is free, never waited for. Its bucket is
+Work-conserving: a batch is whatever waits when the graph is free, never waited for. Its bucket is
 that of the oldest row, so none starves; rows of the same bucket fill it up to a number of padded
 tokens. Rows of different buckets are never padded to one another: that would cost tokens, and in
 reduced precision change answers.

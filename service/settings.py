@@ -57,11 +57,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Padded tokens that wait, beyond which nothing more is taken (else 503).",
     )
-    max_batch_tokens: int = Field(
-        2_048,
+    max_batch_tokens: int | None = Field(
+        None,
         ge=1,
-        description="Most padded tokens in one run of the model; a longer row runs alone. More "
-        "gives throughput, where the device has any to give, fewer a shorter wait.",
+        description="Most padded tokens in one run of the model; a longer row runs alone. By "
+        "default as many as the device answers the quickest: 256 for each thread of a processor.",
     )
     request_timeout: Seconds = Field(
         60.0, gt=0, description="Seconds from the parsed request to its answer (else 504)."

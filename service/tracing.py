@@ -20,7 +20,9 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -223,8 +225,14 @@ def _check_choices() -> None:
     if os.environ.get("OTEL_TRACES_SAMPLER", "").lower() in _RATIOS:
         _number(("OTEL_TRACES_SAMPLER_ARG",), 0, 1)
     for name, value in _given(_ENDPOINTS):
-        if not value.startswith(("http://", "https://")):
+        url = urlsplit(value)
+        if url.scheme not in {"http", "https"} or not url.hostname:
             raise SettingsError(f"bad setting: {name}: must be a URL such as http://collector:4318")
+    for kind in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
+        names = (f"OTEL_EXPORTER_OTLP_TRACES_{kind}", f"OTEL_EXPORTER_OTLP_{kind}")
+        for name, value in _given(names):
+            if not Path(value).is_file():
+                raise SettingsError(f"bad setting: {name}: there is no file {value}")
 
 
 def _read_batches() -> dict[str, Any]:

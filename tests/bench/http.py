@@ -105,7 +105,7 @@ def main() -> None:
         "seconds": options.seconds,
         "load_seconds": options.load_seconds,
         "passes": options.passes,
-        "max_batch_tokens": Settings().max_batch_tokens,
+        "max_batch_tokens": explainer.session.batch_tokens,
         "mean_tokens": round(mean_tokens(explainer, texts), 1),
         **measured,
     }
@@ -147,7 +147,7 @@ async def clocks(bench: Bench, single: Sequence[bytes], rate: float) -> dict[str
     others = [first_rows(bench.explainer, text) for same in texts.values() for text in same]
     lengths = [row.bucket for several in (*rows, *others) for row in several]
     with running_on(bench.cores.server):
-        times = measure_batches(bench.explainer, lengths, Settings().max_batch_tokens)
+        times = measure_batches(bench.explainer, lengths, bench.explainer.session.batch_tokens)
     alone = (await in_turn(bench.port, single[:200])).quantile(0.5)
     loads: dict[str, Any] = {}
     for name, share, poisson in (
@@ -160,7 +160,7 @@ async def clocks(bench: Bench, single: Sequence[bytes], rate: float) -> dict[str
         found = await arrivals(bench.port, single, due.tolist())
         loads[name] = summary(found, alone)
         if share < 1:
-            loads[name] |= against_queue(found, rows, times)
+            loads[name] |= against_queue(found, rows, times, bench.explainer.session.batch_tokens)
         else:
             loads[name] |= {"goodput": ratio(found.rate, rate, 3)}
     loads["load_70_constant_one_length"] = {}
@@ -254,7 +254,7 @@ def raw_rate(explainer: Explainer, texts: Sequence[str]) -> float:
     """Texts a second of a bare loop: tokenise all, then sorted batches, nothing decoded."""
     start = time.perf_counter()
     rows = [row for text in texts for row in first_rows(explainer, text)]
-    for group in plan_batches([len(row.input_ids) for row in rows], Settings().max_batch_tokens):
+    for group in plan_batches([len(row.input_ids) for row in rows], explainer.session.batch_tokens):
         run_rows(explainer.session, explainer.encoder.pad_id, [rows[place] for place in group])
     return len(texts) / (time.perf_counter() - start)
 

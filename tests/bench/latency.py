@@ -9,7 +9,6 @@ import numpy as np
 
 from models.answer import Row, answer_flow
 from models.explainer import Explainer
-from service.settings import Settings
 from tests.bench.load import Load, arrivals, clock, flood, in_turn, predict
 from tests.bench.queue import BatchTimes, simulate
 from tests.bench.results import ratio, rounded
@@ -34,7 +33,9 @@ def summary(load: Load, idle: float | None) -> dict[str, Any]:
     }
 
 
-def against_queue(load: Load, rows: Sequence[Sequence[Row]], times: BatchTimes) -> dict[str, Any]:
+def against_queue(
+    load: Load, rows: Sequence[Sequence[Row]], times: BatchTimes, max_tokens: int
+) -> dict[str, Any]:
     """The same arrivals in the simulated queue: its latencies, and ours over them."""
     sent = sorted((one for one in load.sent if one.answered is not None), key=lambda one: one.sent)
     if not sent:
@@ -43,7 +44,7 @@ def against_queue(load: Load, rows: Sequence[Sequence[Row]], times: BatchTimes) 
         [one.sent for one in sent],
         [rows[one.number % len(rows)] for one in sent],
         times,
-        Settings().max_batch_tokens,
+        max_tokens,
     )
     waited = 1e3 * (done - np.array([one.due for one in sent]))
     p99 = float(np.quantile(waited, 0.99))
@@ -83,4 +84,4 @@ async def alike(
     found = await arrivals(port, requests, due.tolist())
     told = {"texts_per_second": round(busy.rate, 1), **summary(found, idle)}
     rows = [first_rows(explainer, text) for text in texts]
-    return told | against_queue(found, rows, times)
+    return told | against_queue(found, rows, times, explainer.session.batch_tokens)

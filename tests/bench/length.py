@@ -89,7 +89,7 @@ def count_rows(explainer: Explainer, text: str) -> int:
         count += len(rows)
         return explainer.run(rows)
 
-    run_flows([explainer.explanation_flow(text)], run)
+    run_flows([explainer.explanation_flow(text)], run, explainer.session.batch_tokens)
     return count
 
 

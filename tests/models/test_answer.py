@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.answer import PREDICTED, TOKEN_BUDGET, answer_documents, document_logits, make_golden
+from models.answer import PREDICTED, answer_documents, document_logits, make_golden
 from models.text import Document, bucket_length
 
 DISAGREE = "terrible " * 40 + "wonderful " * 70  # POS, though it begins with NEG
@@ -69,11 +69,12 @@ def test_batches_are_bounded_and_of_one_bucket(tiny_explainer, recorder, mixed_t
     documents = [tiny_explainer.encode(text) for text in texts]
     lengths = {len(window.input_ids) for document in documents for window in document.windows}
     answer_documents(recorder, tiny_explainer.encoder, documents)
-    assert max(rows * length for rows, length in recorder.shapes) <= TOKEN_BUDGET
+    budget = recorder.batch_tokens
+    assert max(rows * length for rows, length in recorder.shapes) <= budget
     assert {length for _, length in recorder.shapes} == {bucket_length(n) for n in lengths}
     # Full batches: no more runs than the budget asks for, and the rest of each bucket.
     total = sum(rows * length for rows, length in recorder.shapes)
-    assert len(recorder.shapes) <= total / TOKEN_BUDGET + 2 * len(lengths)
+    assert len(recorder.shapes) <= total / budget + 2 * len(lengths)
 
 
 def test_no_answers_for_no_documents(tiny_explainer):

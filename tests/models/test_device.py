@@ -10,6 +10,7 @@ import pytest
 
 from models.device import (
     DEVICES,
+    Device,
     DeviceError,
     available_device,
     available_threads,
@@ -236,3 +237,11 @@ def test_no_cgroup_quotas(tmp_path, membership):
 
 def test_available_threads():
     assert 1 <= available_threads() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "provider", "threads", "tokens"),
+    [("cpu", CPU, 1, 512), ("cpu", CPU, 16, 4096), ("cuda-graphs", CUDA, 2, 16_384)],
+)
+def test_a_run_has_as_many_tokens_as_suit_the_device(name, provider, threads, tokens):
+    assert Device(name, provider, "").batch_tokens(threads) == tokens

@@ -42,6 +42,24 @@ def test_what_is_explained_and_what_is_not_never_share_a_batch():
     assert queue.take()[0] == [entries[1]]
 
 
+class Leaving:
+    """Is wanted when it is asked for the first time, and no more."""
+
+    asked = 0
+
+    @property
+    def wanted(self) -> bool:
+        self.asked += 1
+        return self.asked == 1
+
+
+def test_a_batch_may_be_empty_while_other_rows_wait():
+    leaving, other = entry(owner=Leaving()), entry(30)
+    queue = queue_of([leaving, other])
+    assert queue.take() == ([], [leaving])
+    assert queue.take() == ([other], [])
+
+
 @pytest.mark.parametrize(("max_tokens", "sizes"), [(64, [8, 2]), (16, [2] * 5), (1, [1] * 10)])
 def test_a_batch_has_so_many_padded_tokens_or_one_row(max_tokens, sizes):
     queue = queue_of([entry(3 + place % 5) for place in range(10)], max_tokens)

@@ -256,7 +256,7 @@ def test_what_gateways_and_prometheus_ask_all_day_is_not_traced(traced):
 
 def test_a_request_for_nothing_has_no_route(traced):
     traced.client.get(f"/{CANARY}?q={CANARY}")
-    traced.client.request("PROPFIND", "/predict")  # made-up ones end before the application
+    traced.client.request(CANARY.upper(), "/predict")
     missing, strange = traced.ended(2)
     assert missing.name == "GET"
     assert set(of(missing)) == {*ALWAYS, "http.response.status_code"}
@@ -450,6 +450,9 @@ def test_what_is_not_installed_is_said_with_the_cure(missing):
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli", "must be none or gzip or deflate"),
         ("OTEL_TRACES_SAMPLER", "xray", "must be always_on or always_off or"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "abc", "must be a whole number from 1 to 1000000"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", "must be a URL such as"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/such.pem", "there is no file /no/such.pem"),
+        ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/no/key", "there is no file /no/key"),
         ("OTEL_BSP_SCHEDULE_DELAY", "0", "must be a whole number from 1 to 1000000"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1.5", "must be a whole number from 1 to 1000000"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", "QUEUE_SIZE, and 4096 is more than 2048"),
