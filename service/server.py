@@ -1,5 +1,6 @@
 """The process around the application: the socket, the signals and an orderly end."""
 
+import gc
 import logging
 import signal
 import socket
@@ -20,11 +21,19 @@ class Server(uvicorn.Server):
     First SIGTERM: not ready, still answers for `drain_delay` seconds; then it stops listening,
     finishes what runs within `drain_timeout` seconds and ends. Ctrl-C skips the delay, and a second
     signal skips what is left.
+
+    Args:
+        config: see `configure`.
+        backend: of the application.
+        whole_process: whether nothing else lives in the process, whose memory may be settled then.
     """
 
-    def __init__(self, config: uvicorn.Config, backend: Backend) -> None:
+    def __init__(
+        self, config: uvicorn.Config, backend: Backend, *, whole_process: bool = False
+    ) -> None:
         super().__init__(config)
         self._backend = backend
+        self._whole_process = whole_process
         self._leave_at: float | None = None  # of time.monotonic()
         self._said_ready = False
 
@@ -41,6 +50,11 @@ class Server(uvicorn.Server):
         """Ten times a second: whether to stop listening now."""
         if self._backend.phase is Phase.READY and not self._said_ready:
             self._said_ready = True
+            if self._whole_process:
+                # What is loaded by now stays: else the collector would look through all of it every
+                # few thousand requests, for which everybody waits some 40 ms.
+                gc.collect()
+                gc.freeze()
             session = self._backend.explainer.session
             _log.info("ready on %s (%s)", session.device, session.device_reason)
         leave = self._leave_at is not None and time.monotonic() >= self._leave_at
@@ -70,7 +84,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(app: FastAPI, sock: socket.socket) -> int:
     """Serves `app` on `sock` until a signal; returns the exit status as `main` does."""
     backend: Backend = app.state.backend
-    server = Server(configure(app), backend)
+    server = Server(configure(app), backend, whole_process=True)
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     _log.info("l2e listens on http://%s:%d with %s", shown, port, backend.settings.bundle)

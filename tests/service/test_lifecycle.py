@@ -1,6 +1,7 @@
 """From the start of a process to its orderly end."""
 
 import asyncio
+import gc
 import json
 import shutil
 import signal
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.server import listen
+from service.server import Server, configure, listen
 from service.settings import Settings
 
 CANARY = "zanzibar"
@@ -226,6 +227,23 @@ def test_taken_port_is_one_line_and_exit_1(process):
         assert running.wait() == 1
     assert len(running.lines) == 1
     assert "cannot listen on 127.0.0.1" in running.lines[0]
+
+
+@pytest.mark.parametrize("whole_process", [False, True])
+def test_memory_is_settled_where_the_process_is_ours(whole_process, tiny_bundle, tiny_explainer):
+    app = create_app(Settings(bundle=tiny_bundle), tiny_explainer)
+    server = Server(configure(app), app.state.backend, whole_process=whole_process)
+
+    async def scene():
+        await app.state.backend.start()
+        await server.on_tick(1)
+        await app.state.backend.stop()
+
+    try:
+        asyncio.run(scene())
+        assert (gc.get_freeze_count() > 0) == whole_process
+    finally:
+        gc.unfreeze()
 
 
 def test_connections_send_at_once():
