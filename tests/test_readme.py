@@ -10,12 +10,11 @@ import pytest
 from training.evaluation.report import (
     alignment_to_markdown,
     packages_to_markdown,
-    speed_to_markdown,
     summary,
     teachers_to_markdown,
     to_markdown,
 )
-from training.evaluation.speed_report import serving_to_markdown
+from training.evaluation.speed_report import bench_to_markdown, serving_to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,7 +36,7 @@ def test_a_table_of_the_readme_is_that_of_its_file(name):
 
 def test_the_speed_table_is_that_of_its_file():
     result = json.loads((ROOT / "docs/results/speed.json").read_text(encoding="utf-8"))
-    assert speed_to_markdown(result) in README
+    assert bench_to_markdown(result) in README
 
 
 def test_the_table_of_the_service_is_that_of_its_file():

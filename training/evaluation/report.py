@@ -40,22 +40,6 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def speed_to_markdown(result: Mapping[str, Any]) -> str:
-    """Formats a benchmark as the README's table; teachers as multiples of the reply's time."""
-    names = list(result["rows"][0]["teachers"])
-    lines = [
-        f"| tokens | label only | label and rationale | ratio | {' | '.join(names)} |",
-        "|---" * (4 + len(names)) + "|",
-    ]
-    for row in result["rows"]:
-        times = " | ".join(f"{row['teachers'][name]['speedup']:.0f} x" for name in names)
-        lines.append(
-            f"| {row['tokens']} | {row['label_only_ms']:.1f} ms | {row['reply_ms']:.1f} ms "
-            f"| {row['ratio']:.2f} | {times} |"
-        )
-    return "\n".join(lines)
-
-
 def format_teachers(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Returns the tables of `l2e compare` for a terminal."""
     return "\n\n".join(f"{name}\n{teachers_to_markdown(rows)}" for name, rows in results.items())
