@@ -206,12 +206,7 @@ def _add_attribute(verbs: Any) -> None:
         action="store_true",
         help="how well the teacher agrees with itself at this budget (split halves)",
     )
-    parser.add_argument(
-        "--engine",
-        choices=("local", "ray"),
-        default="local",
-        help="ray runs on the cluster at RAY_ADDRESS, or on one that it starts here",
-    )
+    _add_engine(parser)
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="actors of ray")
     parser.add_argument(
         "--json", metavar="FILE", help="write one line of JSON per text and teacher; - prints them"
@@ -371,12 +366,7 @@ def _add_score(verbs: Any) -> None:
         metavar="N",
         help="of the processor; default: all it may use, one for each worker of ray",
     )
-    parser.add_argument(
-        "--engine",
-        choices=("local", "ray"),
-        default="local",
-        help="ray runs on the cluster at RAY_ADDRESS, or on one that it starts here",
-    )
+    _add_engine(parser)
     parser.add_argument(
         "--workers",
         type=int,
@@ -412,6 +402,15 @@ def _add_bench(verbs: Any) -> None:
     )
     _add_device(parser, default="auto")
     _add_json(parser)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="ray runs on the cluster at RAY_ADDRESS, or on one that it starts here",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:

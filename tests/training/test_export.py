@@ -18,6 +18,7 @@ from models.graph import split
 from models.rationale import rationale_spans, word_spans
 from models.session import OnnxSession
 from models.text import bucket_length, mean_pieces, merge_pieces, pad_rows
+from tests.graphs import every_graph
 from training.export import FusedModel, round_weights, to_onnx, to_torch
 from training.half import to_half
 from training.release import ParityError, check_parity
@@ -82,14 +83,6 @@ def rows(batch, tokens, seed=0):
 def run(session, ids, mask, target, explain=True):
     found = session.run(ids.numpy(), mask.numpy(), target.numpy(), explain=explain)
     return found.logits, found.weights, found.label_probs
-
-
-def every_graph(graph):
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from every_graph(attribute.g)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

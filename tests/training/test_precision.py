@@ -18,6 +18,7 @@ from models.device import integer_options, processor_flags
 from models.explainer import Explainer
 from models.graph import split
 from models.session import OnnxSession
+from tests.graphs import every_graph
 from training.agreement import Comparison, batch_equal, compare, overlap, rationale_words
 from training.export import branch, to_torch
 from training.half import to_half
@@ -73,14 +74,6 @@ def answers(model, batch, tokens):
 def stored(model):
     graph = onnx.load_model_from_string(model).graph
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-
-
-def every_graph(graph):
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from every_graph(attribute.g)
 
 
 def types(model):
