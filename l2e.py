@@ -310,6 +310,14 @@ def _add_align(verbs: Any) -> None:
         help="train and explain these rows alone; the result has these and what was finished "
         "before in runs/NAME",
     )
+    parser.add_argument(
+        "--from",
+        dest="known",
+        type=Path,
+        metavar="FILE",
+        help="take what another --json FILE has finished with the same settings and data as done: "
+        "a study may be spread over machines",
+    )
     _add_json(parser)
     parser.add_argument(
         "--plot", type=Path, metavar="FILE.svg", help="draw the rows between chance and the oracle"

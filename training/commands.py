@@ -25,7 +25,7 @@ from training.data import load, sample
 from training.evaluation.align import run_study
 from training.evaluation.align_plan import plan_trials
 from training.evaluation.align_plot import draw_alignment
-from training.evaluation.align_result import to_json
+from training.evaluation.align_result import read_results, to_json
 from training.evaluation.compare import compare_teachers
 from training.evaluation.efficiency import Plan, measure_speed
 from training.evaluation.evaluate import Setting, evaluate
@@ -165,8 +165,9 @@ def align(options: argparse.Namespace) -> int:
         raise ValueError(f"--plot {options.plot}: give a name that ends in .svg")
     study = read_study(options.recipe, options.set)
     trials = plan_trials(study, options.recipe.parent, options.runs)
+    known = {} if options.known is None else read_results(options.known)
     _prepare()
-    result = run_study(study, trials, options.only)
+    result = run_study(study, trials, options.only, known)
     if options.json == "-":
         sys.stdout.write(to_json(result))
     else:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from l2e import main
 from training.config import AlignmentRow, AlignmentStudy, DataSource, RecipeError
-from training.evaluation.align_plan import plan_trials
+from training.evaluation.align_plan import Texts, plan_trials, request
 from training.evaluation.align_plot import draw_alignment
 from training.evaluation.align_result import TESTED, collect, compare_rows, to_json
 from training.evaluation.plausibility import PLAUSIBILITY
@@ -221,6 +222,87 @@ def test_a_second_run_trains_and_explains_nothing(whole, align, runs):
     ]  # fmt: skip
 
 
+def test_what_another_machine_has_finished_is_taken(whole, align, home, runs, tmp_path):
+    known = runs / "out" / "few.json"
+    calls = []
+    hook = register_module_forward_hook(lambda *call: calls.append(call))
+    try:
+        again = align(tmp_path, "--from", str(known))
+    finally:
+        hook.remove()
+    assert calls == []
+    assert not (tmp_path / "few").exists()
+    assert (tmp_path / "out" / "few.json").read_bytes() == known.read_bytes()
+    assert (again.shown, again.plot) == (whole.shown, whole.plot)
+    assert again.said.count(": is there\n") == 5
+
+
+def test_of_what_is_known_only_the_same_is_taken(whole, align, runs, tmp_path):
+    known = ("--from", str(runs / "out" / "few.json"))
+    changed = ("--set", "rows.plain.limit=4", "--set", "rows.ours.limit=4")
+    found = align(tmp_path, *known, *changed, "--only", "bag")
+    assert [row["name"] for row in found.result["rows"]] == ["bag"]
+    assert "plain, seed 0: the known result is of other settings or data\n" in found.said
+    assert "not tested: plain: no result of seed 0, 1\n" in found.said
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": [{}]}', '{"rows": 3}'])
+def test_a_file_that_holds_no_results_is_refused(content, align, tmp_path):
+    path = tmp_path / "known.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    found = align(tmp_path / "runs", "--from", str(path))
+    assert found.status == 2
+    [line] = found.said.splitlines()
+    assert f"--from {path}" in line
+    assert not (tmp_path / "runs").exists()
+
+
+BASED = (
+    "--set", 'rows.ours.set=["blackbox.architecture=trained", '
+    '"blackbox.checkpoint={runs}/bag-3/blackbox"]',
+)  # fmt: skip
+
+
+def test_the_classifier_that_a_row_goes_on_from_is_trained_first(align, tmp_path):
+    found = align(tmp_path, *BASED, "--set", "seeds=[0]", "--only", "ours")
+    assert found.status == 0
+    assert [row["name"] for row in found.result["rows"]] == ["ours"]
+    assert {path.name for path in (tmp_path / "few").iterdir()} == {"bag-3", "ours-0"}
+    assert not (tmp_path / "few" / "bag-3" / "alignment.json").exists()
+
+
+def test_a_request_is_known_before_training_and_by_all_that_matters(home, tmp_path):
+    def requests(*overrides, folder=home, runs="runs"):
+        changed = [word for word in (*BASED, *overrides) if word != "--set"]
+        study = read_study(
+            folder / "few.toml", [*changed, "rows.ours.against=[]", f"root={folder}"]
+        )
+        trials = plan_trials(study, folder, tmp_path / runs)
+        return {trial.row: request(trial, trials, Texts()) for trial in trials if trial.seed != 1}
+
+    first = requests()
+    moved = tmp_path / "moved"
+    shutil.copytree(home, moved)
+    assert requests(folder=moved, runs="others") == first
+
+    def changed(*overrides):
+        found = requests(*overrides, folder=moved)
+        return {name for name in found if found[name] != first[name]}
+
+    assert changed("rows.plain.limit=9") == {"plain"}
+    assert changed("rows.plain.tokens=9") == {"plain"}
+    assert changed("rows.plain.precision=bf16") == {"plain"}
+    assert changed("rows.plain.teachers={ lime = 13 }") == {"plain"}
+    assert changed("rows.plain.set=['blackbox.fit.epochs=3']") == {"plain"}
+    assert changed("rows.plain.set=['description=Other']") == set()
+    # What goes on from a row changes with it.
+    assert changed("rows.bag.set=['blackbox.fit.epochs=3']") == {"bag", "ours"}
+    text = moved / "reviews" / "docs" / "train0"
+    text.write_text(text.read_text("utf-8").replace("plot", "tale"), encoding="utf-8")
+    assert changed() == {"bag", "plain", "ours"}
+
+
 class Killed(BaseException):
     """Stands for the end of the process: nothing catches it."""
 
@@ -246,19 +328,19 @@ def test_a_study_killed_between_seeds_goes_on_row_by_row(whole, align, tmp_path)
     first = align(tmp_path, "--only", "plain")
     assert [row["name"] for row in first.result["rows"]] == ["plain", "plain"]
     assert first.result["comparisons"] == []
-    assert "left out bag: no result of seed 3\n" in first.said
-    assert "left out ours: no result of seed 0, 1\n" in first.said
+    assert "not tested: bag: no result of seed 3\n" in first.said
+    assert "not tested: ours: no result of seed 0, 1\n" in first.said
     assert not (tmp_path / "few" / "ours-0").exists()
     second = align(tmp_path, "--only", "ours", "bag")
     assert timeless(second.result) == timeless(whole.result)
-    assert "left out" not in second.said
+    assert "not tested" not in second.said
     assert done.items() <= times(tmp_path).items()
 
 
 def test_what_a_result_depends_on_changes_it_and_nothing_is_trained_again(whole, align, runs):
     changes = ("--set", "rows.plain.limit=4", "--set", "rows.ours.limit=4")
     few = align(runs, *changes, "--only", "plain")
-    assert "left out ours: no result of seed 0, 1" in few.said  # of eight texts, not of four
+    assert "not tested: ours: no result of seed 0, 1" in few.said  # of eight texts, not of four
     few = align(runs, *changes)
     weights = [path for path in times(runs) if path.name == "model.safetensors"]
     before = times(runs)
@@ -322,6 +404,10 @@ def test_json_on_standard_output_is_alone_there(whole, home, runs, capsys):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (
+            ['rows.ours.set=["blackbox.checkpoint={runs}/ours-0/blackbox"]'],
+            ["rows.ours: set:", "ours-0/blackbox goes on from itself"],
+        ),
         (["rows.ours.recipe=gone.toml"], ["no recipe at", "gone.toml"]),
         (['rows.ours.against=["theirs"]'], ["rows.ours: against", "no other row 'theirs'"]),
         (['rows.ours.against=["ours"]'], ["no other row 'ours'"]),
@@ -499,11 +585,13 @@ def test_every_test_is_that_of_systems_and_holm_is_over_all(results):
     assert max(each["p_holm"] for each in theirs if each["against"] == "ours") < 1e-4
 
 
-def test_an_unfinished_row_is_left_out_and_counts_in_the_family(results):
+def test_an_unfinished_row_is_not_tested_and_counts_in_the_family(results):
     every = collect(MADE_UP, results)["comparisons"]
     del results["theirs", 1]
     part = collect(MADE_UP, results)
-    assert {row["name"] for row in part["rows"]} == {"plain", "ours"}
+    assert [(row["name"], row["seed"]) for row in part["rows"] if row["name"] != "plain"] == [
+        ("ours", 0), ("ours", 1), ("theirs", 0),
+    ]  # fmt: skip
     kept = [each for each in part["comparisons"] if each["teacher"]]
     assert {each["row"] for each in kept} == {"ours"}
     known = {(each["teacher"], each["measure"]): each for each in every if each["row"] == "ours"}
@@ -548,23 +636,24 @@ def test_the_tables(results):
     text = alignment_to_markdown(collect(study, results))
     first, second = (part.splitlines() for part in text.split("\n\n"))
     assert cells(first[0]) == [
-        "classifier", "judged on", "accuracy",
+        "classifier", "seeds", "judged on", "accuracy",
         "lime AP@10", "lime MR@10", "lime AUPRC", "lime token F1",
         "occlusion AP@10", "occlusion MR@10", "occlusion AUPRC", "occlusion token F1",
         "training", "feedback", "ratio",
     ]  # fmt: skip
     table = {cells(line)[0]: cells(line)[1:] for line in first[2:]}
     assert list(table) == ["bag", "plain", "ours", "theirs", "random words", "oracle"]
-    assert table["bag"] == ["-", "0.500 ± 0.000", *["-"] * 8, "2.0 min", "-", "1.00"]
-    where, accuracy, ap, mr, *_, training, feedback, ratio = table["ours"]
+    assert table["bag"] == ["2", "-", "0.500 ± 0.000", *["-"] * 8, "2.0 min", "-", "1.00"]
+    seeds, where, accuracy, ap, mr, *_, training, feedback, ratio = table["ours"]
+    assert seeds == "2"
     assert where == "movies val, 40 texts, lime 64, occlusion"
     assert accuracy == "0.510 ± 0.014"
     means = [results["ours", seed]["metrics"]["lime"]["ap@10"] for seed in (0, 1)]
     assert (ap, mr) == (f"{np.mean(means):.3f}", f"{1 - np.mean(means):.3f}")
     assert (training, feedback, ratio) == ("3.0 min", "1.0 min", "1.50")
     assert table["plain"][-3:] == ["2.0 min", "-", "-"]
-    assert table["random words"][2:6] == ["0.100", "0.900", "0.100", "0.100"]
-    assert table["oracle"][6:10] == ["0.950", "0.050", "0.950", "0.950"]
+    assert table["random words"][3:7] == ["0.100", "0.900", "0.100", "0.100"]
+    assert table["oracle"][7:11] == ["0.950", "0.050", "0.950", "0.950"]
     assert cells(second[0]) == [
         "difference, 95 % interval, p after Holm", "accuracy", "by",
         "AP@10", "MR@10", "AUPRC", "texts",
@@ -588,7 +677,7 @@ def test_rows_on_other_texts_have_chance_and_oracle_of_their_own(results):
     assert [cells(line)[0] for line in lines[2:]] == [
         "plain", "ours", "random words", "oracle", "theirs", "random words", "oracle",
     ]  # fmt: skip
-    assert cells(lines[-1])[1] == "movies val, 40 texts of 512 tokens"
+    assert cells(lines[-1])[2] == "movies val, 40 texts of 512 tokens"
 
 
 def test_the_picture_is_the_same_every_time_and_names_all(results):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,29 @@ from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.source import identity
 from training.config import AlignmentStudy, RecipeError
 from training.data import Example, sample
-from training.evaluation.align_plan import Texts, Trial, check_trials, digest
-from training.evaluation.align_result import collect, unfinished
+from training.evaluation.align_plan import (
+    VERSION,
+    Texts,
+    Trial,
+    base_of,
+    check_trials,
+    digest,
+    request,
+)
+from training.evaluation.align_result import Results, collect, unfinished
 from training.evaluation.alignment import first_chunk, measure_alignment, rationale_share
 from training.evaluation.classification import measure_classification
 from training.runtime import write_json
 from training.stages import guard_recipe, load_black_box, train
 
 RESULT = "alignment.json"
-VERSION = 1  # of the measures and of what a result holds: raise it with every change of these
 
 
 def run_study(
-    study: AlignmentStudy, trials: Sequence[Trial], only: Sequence[str] = ()
+    study: AlignmentStudy,
+    trials: Sequence[Trial],
+    only: Sequence[str] = (),
+    known: Results = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Runs trials and says on standard error how far it is.
 
@@ -40,6 +51,8 @@ def run_study(
         study: what is asked.
         trials: of `plan_trials`.
         only: names of the rows to run, of the others only what is finished is used; empty for all.
+        known: results of `read_results`, which are used where the folder of runs has none and the
+            trial is asked the same.
 
     Returns:
         The JSON of `l2e align`, see `collect`.
@@ -54,25 +67,41 @@ def run_study(
     check_trials(trials, texts)
     chosen = [trial for trial in trials if not only or trial.row in only]
     results = {}
-    for number, trial in enumerate(chosen, 1):
-        where = f"{trial.row}, seed {trial.seed} ({number} of {len(chosen)})"
-        sys.stderr.write(f"l2e align: {where}: {trial.run}\n")
-        results[trial.row, trial.seed] = run_trial(trial, texts)
     for trial in trials:
-        if trial not in chosen and (found := finished_trial(trial, texts)) is not None:
-            results[trial.row, trial.seed] = found
+        asked = request(trial, trials, texts)
+        found = finished_trial(trial, texts) or _same(known, trial, asked)
+        if trial in chosen:
+            where = f"{_name(trial)} ({chosen.index(trial) + 1} of {len(chosen)})"
+            sys.stderr.write(f"l2e align: {where}: {trial.run if found is None else 'is there'}\n")
+            found = found or run_trial(trial, trials, texts)
+        if found is not None:
+            results[trial.row, trial.seed] = {**found, "asked": asked}
     for name in study.rows:
         if seeds := unfinished(study, name, results):
             missing = ", ".join(map(str, seeds))
-            sys.stderr.write(f"l2e align: left out {name}: no result of seed {missing}\n")
+            sys.stderr.write(f"l2e align: not tested: {name}: no result of seed {missing}\n")
     return collect(study, results)
 
 
-def run_trial(trial: Trial, texts: Texts) -> dict[str, Any]:
+def _same(known: Results, trial: Trial, asked: str) -> Mapping[str, Any] | None:
+    """Returns the known result of a trial if it was asked the same."""
+    found = known.get((trial.row, trial.seed))
+    if found is None or found["asked"] == asked:
+        return found
+    sys.stderr.write(f"l2e align: {_name(trial)}: the known result is of other settings or data\n")
+    return None
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.row}, seed {trial.seed}"
+
+
+def run_trial(trial: Trial, trials: Sequence[Trial], texts: Texts) -> dict[str, Any]:
     """Trains a classifier, measures it and explains it; what is finished is not done again.
 
     Args:
         trial: what to do.
+        trials: all of the study; the one that this goes on from is trained first where it is not.
         texts: reads them.
 
     Returns:
@@ -80,14 +109,21 @@ def run_trial(trial: Trial, texts: Texts) -> dict[str, Any]:
         texts; `train_seconds`, and of these `feedback_seconds`; `metrics` and `documents` (see
         `measure_alignment`, empty without teachers) and `setting`, which says what was judged.
     """
-    guard_recipe(trial.recipe, trial.run)
-    train(trial.recipe, trial.run)
+    _train(trial, trials)
     task = _Task.of(trial, texts)
     found = task.stored()
     if found is None:
         found = task.compute()
         write_json(trial.run / RESULT, {"key": task.key, "result": found})
     return found
+
+
+def _train(trial: Trial, trials: Sequence[Trial]) -> None:
+    base = base_of(trial, trials)
+    if base is not None:
+        _train(base, trials)
+    guard_recipe(trial.recipe, trial.run)
+    train(trial.recipe, trial.run)
 
 
 def finished_trial(trial: Trial, texts: Texts) -> dict[str, Any] | None:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from models.bundle import MANIFEST
 from models.text import Document, split_words
+from training.attribution import store
 from training.attribution.teachers import teacher_named
+from training.blackbox.source import BlackBoxSource, identity
 from training.config import AlignmentRow, AlignmentStudy, DataSource, Recipe, RecipeError
 from training.data import Example, load
 from training.demands import insist_on_rationales
 from training.evaluation.shards import texts_digest
 from training.recipe import read_recipe
 from training.stages import guard_recipe
+
+VERSION = 1  # of the measures and of what a result holds: raise it with every change of these
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,58 @@ def plan_trials(study: AlignmentStudy, folder: Path, runs: Path) -> list[Trial]:
     ]
 
 
+def base_of(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
+    """Returns the trial of the same study whose classifier this one's training goes on from."""
+    checkpoint = Path(trial.recipe.blackbox.checkpoint)
+    return next((other for other in trials if other.run / "blackbox" == checkpoint), None)
+
+
+def request(trial: Trial, trials: Sequence[Trial], texts: Texts) -> str:
+    """Returns a digest of all that a trial is asked, known before it is trained.
+
+    Results with the same one may stand for each other wherever they were made. (The key of a
+    stored result has the digest of the trained weights instead, which no other machine knows.)
+
+    Args:
+        trial: what to do.
+        trials: all of the study: it may start from another one's classifier.
+        texts: reads them.
+    """
+    recipe, settings = trial.recipe, trial.settings
+    black_box = {**asdict(recipe.blackbox), "checkpoint": _start(trial, trials, texts)}
+    return digest(
+        {
+            "version": [VERSION, store.VERSION],
+            "blackbox": black_box,
+            "labels": recipe.data.labels,
+            "seed": trial.seed,
+            "train": [[texts.digest(each, recipe), each.repeat] for each in recipe.data.train],
+            "validation": [texts.digest(each, recipe) for each in recipe.data.validation],
+            "texts": texts.digest(trial.source, recipe),
+            "marked": [texts.digest(each, recipe) for each in trial.training],
+            "teachers": dict(settings.teachers),
+            "sample": [settings.tokens, settings.limit, trial.source.seed],
+            "precision": settings.precision,
+        }
+    )
+
+
+def _start(trial: Trial, trials: Sequence[Trial], texts: Texts) -> Any:
+    base, checkpoint = base_of(trial, trials), trial.recipe.blackbox.checkpoint
+    if base is not None:
+        return request(base, trials, texts)
+    return _folder_digest(checkpoint) if Path(checkpoint).is_dir() else checkpoint
+
+
+@cache
+def _folder_digest(folder: str) -> Any:
+    """Returns what a checkpoint's content is known by; of a bundle its classifier alone counts."""
+    if (Path(folder) / MANIFEST).is_file():
+        return identity(BlackBoxSource(folder).open())
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return [[str(p.relative_to(folder)), sha256(p.read_bytes()).hexdigest()] for p in files]
+
+
 def check_trials(trials: Sequence[Trial], texts: Texts) -> None:
     """Finds now what a stage of the last row would only find hours from now.
 
@@ -96,6 +155,7 @@ def check_trials(trials: Sequence[Trial], texts: Texts) -> None:
     sources = {trial.row: trial.source for trial in trials}
     for trial in trials:
         try:
+            _check_start(trial, trials)
             for other in trial.settings.against:
                 if sources[other] == trial.source:
                     continue
@@ -130,6 +190,15 @@ def _plan(study: AlignmentStudy, name: str, seed: int, folder: Path, home: Path)
         source = sets[0].source
     training = recipe.data.train if study.training is None else (study.training,)
     return Trial(name, seed, row, recipe, source, training, run)
+
+
+def _check_start(trial: Trial, trials: Sequence[Trial]) -> None:
+    passed, at = {trial.run}, base_of(trial, trials)
+    while at is not None:
+        if at.run in passed:
+            raise ValueError(f"set: {trial.recipe.blackbox.checkpoint} goes on from itself")
+        passed.add(at.run)
+        at = base_of(at, trials)
 
 
 def _check(trial: Trial, texts: Texts) -> None:

@@ -5,34 +5,43 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.config import AlignmentStudy
+from training.config import AlignmentStudy, RecipeError
 from training.evaluation.significance import Values, compare_systems, holm
 
 TESTED = ("ap@10", "mr@10", "auprc")
 # Kept for each document; F1 says what its precision and recall would.
 LEFT_OUT = ("_precision", "_recall")
 DECIMALS = 4  # of a document's values
+OF_THE_STUDY = ("name", "seed", "recipe", "set", "against")  # what a result has from its study
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]  # of `run_trial`, by row and seed
 
 
 def collect(study: AlignmentStudy, results: Results) -> dict[str, Any]:
-    """Returns the JSON of `l2e align`, of the rows that have all their seeds.
+    """Returns the JSON of `l2e align`.
 
     Args:
         study: its rows and seeds.
         results: of its trials, as far as they are finished.
 
     Returns:
-        `rows`: for each row and seed its `name`, `seed`, the file of its `recipe`, what it `set`s
-        in that, the rows it is tested `against`, and the result. Values of single documents
-        are those of the teachers, rounded; the means are not of rounded ones. `comparisons`: see
-        `compare_rows`.
+        `rows`: for each row and seed that is finished its `name`, `seed`, the file of its
+        `recipe`, what it `set`s in that, the rows it is tested `against`, and the result, with a
+        digest of what was `asked`. Values of single documents are those of the teachers,
+        rounded; the means are not of rounded ones.
+        `comparisons`: see `compare_rows`; they are of the rounded ones, so that the file
+        says all that they were computed from.
     """
+    short = {
+        (name, seed): {**found, "documents": _short(found["documents"], study.rows[name].teachers)}
+        for (name, seed), found in results.items()
+        if name in study.rows
+    }
     rows = [
         {
             "name": name,
@@ -40,14 +49,35 @@ def collect(study: AlignmentStudy, results: Results) -> dict[str, Any]:
             "recipe": row.recipe,
             "set": list(row.set),
             "against": list(row.against),
-            **results[name, seed],
-            "documents": _short(results[name, seed]["documents"], row.teachers),
+            **short[name, seed],
         }
         for name, row in study.rows.items()
-        if not unfinished(study, name, results)
         for seed in study.seeds_of(name)
+        if (name, seed) in short
     ]
-    return {"rows": rows, "comparisons": compare_rows(study, results)}
+    return {"rows": rows, "comparisons": compare_rows(study, short)}
+
+
+def read_results(path: Path) -> Results:
+    """Reads the rows of a file that `l2e align` has written, this one's or another machine's.
+
+    Raises:
+        RecipeError: one line: the file cannot be read or is none of these.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return {
+            (row["name"], row["seed"]): {
+                key: value for key, value in row.items() if key not in OF_THE_STUDY
+            }
+            for row in found
+        }
+    except OSError as error:
+        raise RecipeError(f"--from {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RecipeError(
+            f"--from {path}: not a file of `l2e align --json`, or of an older version"
+        ) from None
 
 
 def unfinished(study: AlignmentStudy, row: str, results: Results) -> list[int]:

@@ -88,7 +88,16 @@ def alignment_to_markdown(result: Mapping[str, Any]) -> str:
     rows = by_name(result)
     teachers = list(dict.fromkeys(name for row in result["rows"] for name in _teachers(row)))
     names = [f"{teacher} {measure}" for teacher in teachers for measure in ALIGNMENT.values()]
-    header = ["classifier", "judged on", "accuracy", *names, "training", "feedback", "ratio"]
+    header = [
+        "classifier",
+        "seeds",
+        "judged on",
+        "accuracy",
+        *names,
+        "training",
+        "feedback",
+        "ratio",
+    ]
     lines = [_line(header), "|---" * len(header) + "|"]
     groups: dict[str, list[str]] = {}
     for name, runs in rows.items():
@@ -99,7 +108,7 @@ def alignment_to_markdown(result: Mapping[str, Any]) -> str:
         judged = [run for name in members for run in rows[name] if run["metrics"]]
         for label, system in BOUNDS.items() if judged else ():
             cells = [_mean([run["metrics"][system][m] for run in judged]) for m in ALIGNMENT]
-            lines.append(_line([label, texts, "-", *cells * len(teachers), "-", "-", "-"]))
+            lines.append(_line([label, "-", texts, "-", *cells * len(teachers), "-", "-", "-"]))
     if not result["comparisons"]:
         return "\n".join(lines)
     return "\n".join([*lines, "", *_tests(result["comparisons"])])
@@ -146,6 +155,7 @@ def _row_cells(
     baseline = rows.get(next(iter(runs[0]["against"]), ""), [])
     feedback = float(np.mean([run["feedback_seconds"] for run in runs]))
     return [
+        str(len(runs)),
         ", ".join([_texts(runs[0]), *(f"{name} {n or ''}".strip() for name, n in budgets.items())]),
         f"{np.mean(accuracies):.3f}{spread}",
         *values,
