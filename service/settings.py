@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.cli import SHIPPED
 from models.device import DeviceName
-
-_SHIPPED = Path(__file__).resolve().parent.parent / "models" / "pretrained" / "reviews"
 
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
@@ -24,7 +23,7 @@ class Settings(BaseSettings):
         env_prefix="L2E_", extra="forbid", frozen=True, validate_default=True
     )
 
-    bundle: Path = Field(_SHIPPED, description="Directory of the bundle to serve.")
+    bundle: Path = Field(SHIPPED, description="Directory of the bundle to serve.")
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all of them."
     )

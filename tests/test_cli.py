@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from l2e import TRAINING, main
+from l2e import main
+from training.cli import TRAINING
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (

@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from models.explainer import Explainer
-from models.text import Document
+from training.arguments import (
+    check_budget,
+    check_counts,
+    check_seed,
+    parse_label_map,
+    parse_labels,
+    parse_numbers,
+    rival_budgets,
+    with_budgets,
+)
 from training.attribution.record import Attribution
 from training.attribution.reliability import split_half
 from training.attribution.report import format_table, to_line
 from training.attribution.run import Engine, attribute_texts, check_budgets, run_locally
 from training.attribution.store import AttributionStore
-from training.attribution.teachers import default_budget, teacher_named
+from training.attribution.teachers import teacher_named
 from training.blackbox.protocol import BlackBox
 from training.blackbox.source import BlackBoxSource, identity
 from training.config import DataSource, Recipe
@@ -35,7 +44,6 @@ from training.evaluation.report import (
     format_result,
     format_teachers,
 )
-from training.evaluation.rivals import ALL, PACKAGES
 from training.evaluation.shards import texts_digest
 from training.evaluation.speed_report import bench_to_markdown
 from training.recipe import read_comparison, read_recipe, read_study
@@ -65,11 +73,8 @@ def run_recipe(path: Path, overrides: Sequence[str], runs: Path, verb: str) -> i
 
 def evaluate_bundle(options: argparse.Namespace) -> int:
     """`l2e evaluate --bundle DIR --data PATH`."""
-    for flag in ("limit", "budget"):
-        value = getattr(options, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag} {value}: give at least 1")
-    _check_seed(options.seed)
+    check_counts(options, "limit", "budget")
+    check_seed(options.seed)
     teachers = with_budgets(options.teacher, options.budget)
     _prepare()
     explainer = Explainer.load(options.bundle)
@@ -95,15 +100,12 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
 
 def attribute_data(options: argparse.Namespace) -> int:
     """`l2e attribute --blackbox NAME --data PATH --teacher NAME`."""
-    for flag in ("limit", "budget", "workers"):
-        value = getattr(options, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag} {value}: give at least 1")
-    _check_seed(options.seed)
+    check_counts(options, "limit", "budget", "workers")
+    check_seed(options.seed)
     teachers = with_budgets(options.teacher or ["lime"], options.budget)
     source = BlackBoxSource(
         name=options.blackbox,
-        labels=None if options.labels is None else _parse_labels(options.labels),
+        labels=None if options.labels is None else parse_labels(options.labels),
         precision=_precision(options.precision),
         mask_string=options.mask_string,
     )
@@ -181,13 +183,12 @@ def align(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """`l2e bench`."""
-    if options.repeats < 1:
-        raise ValueError(f"--repeats {options.repeats}: give at least 1")
-    _check_seed(options.seed)
+    check_counts(options, "repeats")
+    check_seed(options.seed)
     plan = Plan(
         against=rival_budgets(options.against, options.budget),
-        tokens=_parse_numbers("--tokens", options.tokens, least=8),
-        batches=_parse_numbers("--batches", options.batches, least=1),
+        tokens=parse_numbers("--tokens", options.tokens, least=8),
+        batches=parse_numbers("--batches", options.batches, least=1),
         repeats=options.repeats,
         seed=options.seed,
         quick=options.quick,
@@ -201,101 +202,17 @@ def bench(options: argparse.Namespace) -> int:
     return 0
 
 
-def rival_budgets(against: str, budget: int | None) -> dict[str, int]:
-    """Reads `NAME[=BUDGET],…`, where a name is that of a teacher or of a package, or `all`.
-
-    Raises:
-        ValueError: as `with_budgets`.
-    """
-    found: dict[str, int] = {}
-    names = ALL if against.strip() == "all" else against.split(",")
-    for given in filter(None, map(str.strip, names)):
-        name, _, own = given.partition("=")
-        if name not in PACKAGES:
-            new = with_budgets([given], budget)
-        elif own and not (own.isdecimal() and int(own) >= 3 and PACKAGES[name]):
-            raise ValueError(f"--against {given}: write NAME or NAME=SAMPLES, 3 or more")
-        else:
-            new = {name: int(own) if own else PACKAGES[name]}
-        if found.keys() & new:
-            raise ValueError(f"--against {name} is given twice: run once for each budget")
-        found |= new
-    return found
-
-
-def _parse_numbers(flag: str, text: str, least: int) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= least for part in parts):
-        raise ValueError(f"{flag} {text}: write numbers from {least} on, with commas")
-    return tuple(map(int, parts))
-
-
-def with_budgets(teachers: Sequence[str], budget: int | None) -> dict[str, int]:
-    """Gives each teacher its budget, 0 where the text decides how much is spent.
-
-    Args:
-        teachers: `NAME` or `NAME=BUDGET`.
-        budget: of those that name none; None leaves it to `default_budget`.
-
-    Raises:
-        ValueError: on an unknown teacher, a budget that is no number or one that is too small for
-            any text.
-    """
-    found = {}
-    for given in teachers:
-        name, equals, own = given.strip().partition("=")
-        default = default_budget(name)
-        if equals and not own.isdecimal():
-            raise ValueError(f"--teacher {given}: write NAME or NAME=BUDGET")
-        if name in found:
-            raise ValueError(f"--teacher {name} is given twice: run once for each budget")
-        chosen = int(own) if equals else default if budget is None else budget
-        found[name] = chosen if default else 0
-        _check_budget(name, found[name])
-    return found
-
-
-def parse_label_map(text: str) -> Mapping[str, str]:
-    """Parses `0=NEG,1=POS`.
-
-    Raises:
-        ValueError: on anything else.
-    """
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    found = {old.strip(): new.strip() for old, _, new in pairs}
-    if not all((*found, *found.values())) or len(found) < len(pairs):
-        raise ValueError(f"--label-map {text}: write OLD=NEW,OLD=NEW, each OLD once")
-    return found
-
-
 def _check(recipe: Recipe, *, with_data: bool) -> None:
     """Finds now what a later stage would only find hours from now."""
-    _check_budget(recipe.attribution.teacher, recipe.attribution.budget)
+    check_budget(recipe.attribution.teacher, recipe.attribution.budget)
     if recipe.blackbox.feedback.every:
-        _check_budget("lime", recipe.blackbox.feedback.budget)
+        check_budget("lime", recipe.blackbox.feedback.budget)
     for chosen in recipe.evaluation.values():
         for name, budget in chosen.teachers.items():
-            _check_budget(name, budget)
+            check_budget(name, budget)
     if with_data:
         for chosen in recipe.evaluation.values():
             load(chosen.source, recipe.data.labels, recipe.data.root)
-
-
-def _check_budget(name: str, budget: int) -> None:
-    """Refuses a budget that is too small even for a text without words."""
-    teacher_named(name).spent(Document("", (), ()), budget)
-
-
-def _parse_labels(text: str) -> tuple[str, ...]:
-    labels = tuple(label.strip() for label in text.split(","))
-    if not all(labels) or len(set(labels)) < len(labels):
-        raise ValueError(f"--labels {text}: write A,B with a different name for each class")
-    return labels
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"--seed {seed}: give a number from 0 to 2^63 - 1")
 
 
 def _engine(options: argparse.Namespace, source: BlackBoxSource) -> Engine:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from l2e import main
-from training.commands import parse_label_map, with_budgets
+from training.arguments import parse_label_map, with_budgets
 from training.config import RecipeError
 from training.runtime import progress
 

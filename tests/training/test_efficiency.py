@@ -12,7 +12,7 @@ from l2e import main
 from models import bundle as bundles
 from models.explainer import Explainer
 from models.session import OnnxSession
-from training.commands import rival_budgets
+from training.arguments import rival_budgets
 from training.evaluation.classifier_graph import classifier_alone
 from training.evaluation.efficiency import WARM_UP, Plan, time_rivals
 from training.evaluation.rivals import ALL, OnnxBlackBox, Place, Rival, place_of, rivals
