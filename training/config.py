@@ -180,7 +180,9 @@ class Attribution:
 class Student:
     """The explainer network and its losses."""
 
-    reads: Literal["all", "last", "own"] = "all"  # states of the black box, or own embeddings
+    # States of the black box, or embeddings of its own.
+    reads: Literal["all", "layers", "last", "own"] = "all"
+    layers: tuple[int, ...] = ()  # whose states `layers` reads: 0 the embeddings, 1 the first layer
     width: int = 192
     blocks: int = 1
     heads: int = 4
@@ -189,6 +191,8 @@ class Student:
     ranking: float = 0.5
     labelling: float = 0.5
     decode: Literal["regression", "ranking", "labelling"] = "regression"  # head that gives weights
+    # States of all texts are computed once if they take no more memory than this, 10^9 bytes.
+    keep_gb: float = 4.0
     fit: Optimization = field(
         default_factory=lambda: Optimization(
             epochs=8, learning_rate=1e-3, patience=8, precision="fp32"

@@ -51,8 +51,9 @@ class FusedModel(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
         )
         chosen = torch.where(target < 0, output.logits.argmax(-1), target)
-        reads = self.explainer.config.reads
-        inputs = input_ids if reads == "own" else select_states(output.hidden_states, reads)
+        config = self.explainer.config
+        own = config.reads == "own"
+        inputs = input_ids if own else select_states(output.hidden_states, config)
         pieces = self.explainer(inputs, attention_mask, chosen)
         weights, probabilities = self.explainer.decode(pieces)
         return output.logits, weights, probabilities

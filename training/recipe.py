@@ -18,6 +18,7 @@ from training.config import (
     DataSource,
     Recipe,
     RecipeError,
+    Student,
 )
 from training.demands import black_box_demands
 
@@ -100,9 +101,35 @@ def _check(recipe: Recipe, where: str) -> None:
             recipe.blackbox.copies.neutral and NEUTRAL in labels
         ),
         "attribution: shard: give at least 1": recipe.attribution.shard >= 1,
+        **_epoch_demands(recipe),
+        **_student_demands(recipe.explainer),
         **_source_demands(sources),
     }
     _insist(demands, where)
+
+
+def _epoch_demands(recipe: Recipe) -> dict[str, bool]:
+    black_box = recipe.blackbox
+    return {
+        "blackbox: fit: epochs: give at least 1, or 0 with architecture trained, which keeps the "
+        "classifier as it is": (
+            black_box.fit.epochs >= 1
+            or (black_box.fit.epochs == 0 and black_box.architecture == "trained")
+        ),
+        "explainer: fit: epochs: give at least 1": recipe.explainer.fit.epochs >= 1,
+    }
+
+
+def _student_demands(student: Student) -> dict[str, bool]:
+    layers = student.layers
+    return {
+        'explainer: layers: give different ones from 0 up, in order, with reads = "layers" alone': (
+            bool(layers) == (student.reads == "layers")
+            and layers == tuple(sorted({*layers}))
+            and min(layers, default=0) >= 0
+        ),
+        "explainer: keep_gb: give at least 0": student.keep_gb >= 0,
+    }
 
 
 def _insist(demands: Mapping[str, bool], where: str) -> None:

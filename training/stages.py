@@ -37,6 +37,7 @@ from training.evaluation.trained import measure_trained
 from training.explainer.distill import distill, make_lessons
 from training.explainer.network import ExplainerNetwork, NetworkConfig
 from training.feedback import Rounds, insist_on_use
+from training.loop import Progress
 from training.recipe import with_defaults
 from training.release import assemble, write_card
 from training.runtime import write_json
@@ -65,7 +66,7 @@ def guard_recipe(recipe: Recipe, run: Path) -> None:
 
 
 def train(recipe: Recipe, run: Path) -> None:
-    """Fine-tunes the black box into `run/blackbox`, with its metrics.json."""
+    """Fine-tunes the black box into `run/blackbox`, with its metrics.json; 0 epochs keep it."""
     folder, settings = run / "blackbox", recipe.blackbox
     if (folder / "metrics.json").exists():
         return
@@ -90,18 +91,20 @@ def train(recipe: Recipe, run: Path) -> None:
     if settings.feedback.every:
         insist_on_use(settings.feedback, black_box, picks)
         rounds = Rounds(black_box, documents, settings.feedback, settings.fit, recipe.seed, folder)
-    progress = fit(
-        black_box,
-        documents,
-        validation,
-        settings.fit,
-        mask_share=settings.mask_share,
-        copies=settings.copies,
-        feedback=rounds,
-        rationale=settings.rationale if picks else None,
-        seed=recipe.seed,
-        folder=folder,
-    )
+    progress = Progress()
+    if settings.fit.epochs:
+        progress = fit(
+            black_box,
+            documents,
+            validation,
+            settings.fit,
+            mask_share=settings.mask_share,
+            copies=settings.copies,
+            feedback=rounds,
+            rationale=settings.rationale if picks else None,
+            seed=recipe.seed,
+            folder=folder,
+        )
     black_box.precision = "fp32"
     black_box.save(folder)
     explaining = rounds.seconds() if rounds else 0.0

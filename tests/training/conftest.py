@@ -238,7 +238,8 @@ def new_network(
 ) -> ExplainerNetwork:
     """A seeded untrained explainer for a black box."""
     torch.manual_seed(1)
-    settings = Student(reads=reads, width=16, decode=decode)  # type: ignore[arg-type]
+    layers = (0, 2) if reads == "layers" else ()
+    settings = Student(reads=reads, layers=layers, width=16, decode=decode)  # type: ignore[arg-type]
     return ExplainerNetwork(network_config(black_box, settings, scale=0.75)).eval()
 
 

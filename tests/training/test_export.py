@@ -24,7 +24,7 @@ from training.half import to_half
 from training.release import ParityError, check_parity
 
 SHAPES = [(1, 1), (1, 512), (7, 33)]
-DECODES = {"all": "regression", "last": "ranking", "own": "labelling"}
+DECODES = {"all": "regression", "layers": "regression", "last": "ranking", "own": "labelling"}
 
 
 @dataclasses.dataclass

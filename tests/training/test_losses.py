@@ -13,9 +13,9 @@ from training.explainer.distill import (
     lesson_loss,
     make_batches,
     other_class,
-    read_states,
 )
 from training.explainer.losses import labelling_loss, ranking_loss, regression_loss
+from training.explainer.states import States
 
 # Few values, so that ties are common.
 WEIGHTS = st.sampled_from([-1.5, -0.5, 0.0, 0.25, 2.0])
@@ -180,7 +180,9 @@ def test_the_loss_of_a_batch_is_the_sum_over_words(
     network = make_network(lively_black_box, "all", "regression")
     settings = Student(regression=shares[0], ranking=shares[1], labelling=shares[2])
     with torch.no_grad():
-        states = read_states(lively_black_box, network, batch)
+        states = States(lively_black_box, network.config).read(
+            batch.input_ids, batch.attention_mask
+        )
         pieces = network(states, batch.attention_mask, batch.target)
         found = lesson_loss(network, states, batch, settings).item()
     texts: tuple[list, list] = ([], [])

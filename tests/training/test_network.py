@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from training.config import Student
 from training.explainer.network import ExplainerNetwork, NetworkConfig, Pieces, select_states
 
 STATES = 12  # width of the states read
@@ -38,7 +39,7 @@ def cut(pieces, rows, tokens):
     return Pieces(*(part[rows, tokens] for part in pieces))
 
 
-READS = pytest.mark.parametrize("reads", ["all", "last", "own"])
+READS = pytest.mark.parametrize("reads", ["all", "layers", "last", "own"])
 
 
 @READS
@@ -208,15 +209,19 @@ def test_states_of_all_layers_or_the_last(black_box):
     ids = torch.tensor([[2, 8, 9, 3]])
     states = black_box.hidden_states(ids, torch.ones_like(ids))
     assert len(states) == black_box.model.config.num_hidden_layers + 1
-    together = select_states(states, "all")
+    together = select_states(states, Student())
     assert together.shape == (1, 4, 32 * 3)
     assert torch.equal(together[..., 32:64], states[1])
-    assert torch.equal(select_states(states, "last"), states[2])
+    assert torch.equal(select_states(states, Student(reads="last")), states[2])
+    some = select_states(states, Student(reads="layers", layers=(0, 2)))
+    assert torch.equal(some, torch.cat([states[0], states[2]], dim=-1))
+    with pytest.raises(ValueError, match="layers: 3: the black box has states 0 to 2"):
+        select_states(states, Student(reads="layers", layers=(0, 3)))
 
 
 @READS
 def test_the_shape_follows_from_the_black_box(reads, black_box, make_network):
     config = make_network(black_box, reads).config
     assert (config.classes, config.positions) == (2, 512)
-    assert config.input_width == {"all": 96, "last": 32, "own": 0}[reads]
+    assert config.input_width == {"all": 96, "layers": 64, "last": 32, "own": 0}[reads]
     assert NetworkConfig.from_dict(config.to_dict()) == config

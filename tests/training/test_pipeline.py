@@ -36,6 +36,26 @@ def test_a_run_ends_with_a_bundle_that_answers(finished):
     assert {span.text for span in answer.rationale if span.effect == "supports"} & {"awful", "dull"}
 
 
+def test_an_explainer_is_distilled_for_a_classifier_that_stays_as_it_is(
+    finished, recipe_path, tmp_path
+):
+    """`trained` with 0 epochs: the classifier of the bundle, all of its weights, and a student."""
+    overrides = [
+        "name=own",
+        "blackbox.architecture=trained",
+        f"blackbox.checkpoint={json.dumps(str(finished / 'bundle'))}",
+        "blackbox.fit.epochs=0",
+        "explainer.reads=last",
+        "evaluation={}",
+    ]
+    assert run_recipe(recipe_path, overrides, tmp_path, "run") == 0
+    old, new = (Explainer.load(path / "bundle") for path in (finished, tmp_path / "own"))
+    documents = [old.encode(text) for text in ("the film was great .", "a dull ending")]
+    np.testing.assert_array_equal(old.logits(documents), new.logits(documents))
+    assert new.bundle.config["explainer"]["reads"] == "last"
+    assert json.loads((tmp_path / "own" / "blackbox" / "metrics.json").read_text())["history"] == []
+
+
 def test_the_card_holds_the_evaluation_and_times_are_apart(finished):
     manifest = bundles.load(finished / "bundle").manifest
     card = manifest.card["evaluation"]["dev"]

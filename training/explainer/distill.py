@@ -19,6 +19,7 @@ from training.config import Optimization, Student
 from training.explainer.labels import five_way
 from training.explainer.losses import labelling_loss, ranking_loss, regression_loss
 from training.explainer.network import ExplainerNetwork, NetworkConfig, Pieces, select_states
+from training.explainer.states import States
 from training.loop import Loop, Progress
 from training.runtime import autocast
 
@@ -90,18 +91,22 @@ def distill(
     scale = float(np.std(np.concatenate([lesson.weights for lesson in train])))
     network = ExplainerNetwork(network_config(black_box, settings, scale))
     black_box.model.requires_grad_(False)
+    states = States(black_box, network.config)
+    windows = [each for lesson in (*train, *validation) for each in lesson.document.windows]
+    states.keep(windows, most=settings.keep_gb * 1e9)
 
     def batches(epoch: int) -> list[LessonBatch]:
         return make_batches(black_box, train, settings.fit, scale, (seed, epoch))
 
     def loss(batch: LessonBatch) -> Tensor:
-        return lesson_loss(network, read_states(black_box, network, batch), batch, settings)
+        read = states.read(batch.input_ids, batch.attention_mask)
+        return lesson_loss(network, read, batch, settings)
 
     def validate() -> dict[str, float]:
-        found = measure_agreement(black_box, network, validation, settings.fit)
+        found = measure_agreement(black_box, network, validation, settings.fit, states)
         if len(black_box.labels) == 2:
             others = [other_class(lesson) for lesson in validation]
-            other = measure_agreement(black_box, network, others, settings.fit)
+            other = measure_agreement(black_box, network, others, settings.fit, states)
             found["other_class"] = other["score"]
         return found
 
@@ -127,18 +132,19 @@ def network_config(
         ValueError: when the black box shows no states to read.
     """
     config = black_box.model.config
-    states: Sequence[Tensor] = ()
+    width = 0
     if settings.reads != "own":
         states = black_box.hidden_states(torch.zeros((1, 2), dtype=torch.int64), torch.ones(1, 2))
         if not states:
             raise ValueError('the black box shows no states of words: set explainer.reads = "own"')
-        states = states if settings.reads == "all" else states[-1:]
+        width = select_states(states, settings).shape[-1]
     return NetworkConfig(
         classes=len(black_box.labels),
-        input_width=sum(layer.shape[-1] for layer in states),
+        input_width=width,
         vocabulary=config.vocab_size,
         positions=config.max_position_embeddings,
         reads=settings.reads,
+        layers=settings.layers,
         width=settings.width,
         blocks=settings.blocks,
         heads=settings.heads,
@@ -201,18 +207,6 @@ def collate(black_box: HuggingFaceBlackBox, lessons: Sequence[Lesson], scale: fl
     )
 
 
-def read_states(
-    black_box: HuggingFaceBlackBox, network: ExplainerNetwork, batch: LessonBatch
-) -> Tensor:
-    """Returns the network's input for a batch: states of the frozen black box, or the ids."""
-    if network.config.reads == "own":
-        return batch.input_ids
-    with torch.no_grad(), black_box.autocast():
-        states = black_box.hidden_states(batch.input_ids, batch.attention_mask)
-    # The student is small and its losses compare close scores: it computes in fp32, as served.
-    return select_states(states, network.config.reads).float()
-
-
 def lesson_loss(
     network: ExplainerNetwork, states: Tensor, batch: LessonBatch, settings: Student
 ) -> Tensor:
@@ -239,6 +233,7 @@ def measure_agreement(
     network: ExplainerNetwork,
     lessons: Sequence[Lesson],
     settings: Optimization,
+    states: States,
 ) -> dict[str, float]:
     """Returns the mean Spearman correlation with the teacher, for each head; `score` is served.
 
@@ -249,8 +244,8 @@ def measure_agreement(
     for lesson in lessons:
         batch = collate(black_box, [lesson], network.config.scale)
         with torch.inference_mode(), autocast(settings.precision):
-            states = read_states(black_box, network, batch)
-            pieces = network(states, batch.attention_mask, batch.target)
+            read = states.read(batch.input_ids, batch.attention_mask)
+            pieces = network(read, batch.attention_mask, batch.target)
         for head in heads:
             weights = network.decode(pieces, head)[0][0].double().numpy()
             words = merge_pieces(lesson.document, [weights])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.attention import attend
+from training.config import Student
 from training.explainer.labels import CLASS_VALUES
 
 
@@ -30,7 +31,8 @@ class NetworkConfig:
     input_width: int  # of the states read; ignored by `own`
     vocabulary: int  # for `own` embeddings
     positions: int  # longest row
-    reads: Literal["all", "last", "own"] = "all"
+    reads: Literal["all", "layers", "last", "own"] = "all"
+    layers: tuple[int, ...] = ()  # that `layers` reads; 0 is the embedding output
     width: int = 192
     blocks: int = 1
     heads: int = 4
@@ -40,12 +42,12 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types."""
-        return asdict(self)
+        return {**asdict(self), "layers": [*self.layers]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
         """Builds the config from `to_dict`'s result."""
-        return cls(**values)
+        return cls(**{**values, "layers": tuple(values.get("layers", ()))})
 
 
 class Block(nn.Module):
@@ -79,9 +81,10 @@ class ExplainerNetwork(nn.Module):
     """Scores every piece for a target class.
 
     It reads `[label] states [label]`: the concatenated states of all layers of the black box
-    (`all`), of the last (`last`), or embeddings of its own (`own`, the paper's independent
-    student). The heads see each state and its product with the pooled one; of `own`, which learn
-    from nothing what speaks for which class, also its product with those of the label tokens.
+    (`all`), of some (`layers`), of the last (`last`), or embeddings of its own (`own`, the paper's
+    independent student). The heads see each state and its product with the pooled one; of `own`,
+    which learn from nothing what speaks for which class, also its product with those of the label
+    tokens.
 
     Embeddings of its own know their places from their neighbours (a depthwise convolution, Chu et
     al., 2021, "Conditional Positional Encodings"): a teacher explains chunks, and places beyond
@@ -171,6 +174,22 @@ class ExplainerNetwork(nn.Module):
         return projected
 
 
-def select_states(hidden_states: tuple[Tensor, ...], reads: str) -> Tensor:
-    """Returns what a network with `reads` all or last takes, [batch, tokens, input_width]."""
-    return torch.cat(hidden_states, dim=-1) if reads == "all" else hidden_states[-1]
+def select_states(hidden_states: Sequence[Tensor], config: NetworkConfig | Student) -> Tensor:
+    """Returns what a network that reads states takes, [batch, tokens, input_width].
+
+    Args:
+        hidden_states: embedding output and each layer's states, [batch, tokens, hidden] each.
+        config: says which it `reads`.
+
+    Raises:
+        ValueError: there is no layer of that number.
+    """
+    if config.reads == "last":
+        return hidden_states[-1]
+    if config.reads == "all":
+        return torch.cat([*hidden_states], dim=-1)
+    last = len(hidden_states) - 1
+    for layer in config.layers:
+        if layer > last:
+            raise ValueError(f"explainer: layers: {layer}: the black box has states 0 to {last}")
+    return torch.cat([hidden_states[layer] for layer in config.layers], dim=-1)
