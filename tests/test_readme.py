@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.precision import precision_to_markdown
 from training.evaluation.report import (
     alignment_to_markdown,
     packages_to_markdown,
@@ -37,6 +38,11 @@ def test_a_table_of_the_readme_is_that_of_its_file(name):
 def test_the_speed_table_is_that_of_its_file():
     result = json.loads((ROOT / "docs/results/speed.json").read_text(encoding="utf-8"))
     assert bench_to_markdown(result) in README
+
+
+def test_the_table_of_precisions_is_that_of_its_file():
+    result = json.loads((ROOT / "docs/results/precision.json").read_text(encoding="utf-8"))
+    assert precision_to_markdown(result) in README
 
 
 def test_the_table_of_the_service_is_that_of_its_file():
