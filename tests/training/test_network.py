@@ -111,17 +111,17 @@ def test_the_target_changes_the_answer(reads, blocks):
     assert (found[1] - found[2]).abs().max() > 1e-4
 
 
-def test_the_label_stands_at_both_ends():
-    """The first block sees the label, the states and the label again, unmasked."""
+def test_two_tokens_of_the_label_stand_before_the_pieces():
+    """The first block sees them unmasked; the paper's places, at both ends, come to the same."""
     network, states = make("all", blocks=1), inputs("all", 1, 4)
     seen: list[tuple] = []
     network.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given))
     answer(network, states, torch.tensor([[1, 1, 1, 0]]), [2])
     [(x, bias)] = seen
     assert x.shape == (1, 6, 16)
-    for place, end in ((0, network.ends.weight[0]), (-1, network.ends.weight[1])):
+    for place, end in enumerate(network.ends.weight):
         assert torch.equal(x[0, place], network.label.weight[2] + end)
-    assert (bias[0, 0, 0] == 0).tolist() == [True, True, True, True, False, True]
+    assert (bias[0, 0, 0] == 0).tolist() == [True, True, True, True, True, False]
 
 
 def test_own_embeddings_know_their_neighbours_and_states_do_not_need_to():

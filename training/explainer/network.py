@@ -1,10 +1,10 @@
-"""The student: a narrow transformer over the black box's states, label token at both ends."""
+"""The student: a narrow transformer over the black box's states, two label tokens before them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.nn import functional
 from training.attention import attend
 from training.config import Student
 from training.explainer.labels import CLASS_VALUES
+
+LABELS: Final = 2  # label tokens before the pieces
 
 
 class Pieces(NamedTuple):
@@ -68,8 +70,11 @@ class Block(nn.Module):
         """Maps [batch, tokens, width] to the same shape; `bias` [batch, 1, 1, tokens]."""
         batch, tokens, width = x.shape
         qkv = self.query_key_value(self.norm_attention(x))
-        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads).unbind(2)
-        mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias.to(q.dtype))
+        # Turned once, then taken apart: three nodes fewer of an exported graph.
+        parts = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
+        parts = parts.permute(2, 0, 3, 1, 4)
+        q, k, v = parts[0], parts[1], parts[2]
+        mixed = attend(q, k, v, bias.to(q.dtype))
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, width)
         x = x + self.dropout(self.attention_output(mixed))
         hidden = functional.gelu(self.expand(self.norm_feedforward(x)))
@@ -80,11 +85,11 @@ class Block(nn.Module):
 class ExplainerNetwork(nn.Module):
     """Scores every piece for a target class.
 
-    It reads `[label] states [label]`: the concatenated states of all layers of the black box
-    (`all`), of some (`layers`), of the last (`last`), or embeddings of its own (`own`, the paper's
-    independent student). The heads see each state and its product with the pooled one; of `own`,
-    which learn from nothing what speaks for which class, also its product with those of the label
-    tokens.
+    It reads two tokens of the label, then states: the concatenated states of all layers of the
+    black box (`all`), of some (`layers`), of the last (`last`), or embeddings of its own (`own`,
+    the paper's independent student). The heads see each state and its product with the pooled one;
+    of `own`, which learn from nothing what speaks for which class, also its product with those of
+    the label tokens.
 
     Embeddings of its own know their places from their neighbours (a depthwise convolution, Chu et
     al., 2021, "Conditional Positional Encodings"): a teacher explains chunks, and places beyond
@@ -104,7 +109,7 @@ class ExplainerNetwork(nn.Module):
             self.norm_input = nn.LayerNorm(config.input_width)
             self.project = nn.Linear(config.input_width, width)
         self.label = nn.Embedding(config.classes, width)
-        self.ends = nn.Embedding(2, width)  # tells the first label token from the last
+        self.ends = nn.Embedding(LABELS, width)  # tells the first label token from the second
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.dropout) for _ in range(config.blocks)
         )
@@ -125,24 +130,25 @@ class ExplainerNetwork(nn.Module):
             target: int64 [batch], the class explained.
         """
         x = self._embed(inputs, attention_mask)
-        label = self.label(target)[:, None, :].to(x.dtype)
-        first, last = self.ends.weight.to(x.dtype)
-        x = torch.cat([label + first, x, label + last], dim=1)
-        mask = functional.pad(attention_mask, (1, 1), value=1)
-        bias = (1.0 - mask[:, None, None, :].to(torch.float32)) * -1e4
+        # The paper has one before and one after the text. Nothing here knows places, so that comes
+        # to the same, and side by side they take fewer nodes of an exported graph.
+        label = self.label(target).unsqueeze(1) + self.ends.weight
+        x = torch.cat([label.to(x.dtype), x], dim=1)
+        share = functional.pad(attention_mask.to(x.dtype), (LABELS, 0), value=1.0).unsqueeze(1)
+        bias = ((1.0 - share) * -1e4).unsqueeze(1)
         for block in self.blocks:
             x = block(x, bias)
         x = self.norm_output(x)
         # A product, not a sum over tokens: ONNX Runtime adds in another order when it sums over
         # tokens for one row than for several, so an answer would depend on its batch.
-        share = mask.to(x.dtype)[:, None, :]
         pooled = torch.matmul(share, x) / share.sum(2, keepdim=True)
         if self.config.reads == "own":
-            pooled = pooled + x[:, :1] + x[:, -1:]
+            pooled = pooled + x[:, :1] + x[:, 1:LABELS]
+        x = x[:, LABELS:]
         features = functional.gelu(self.interact(torch.cat([x, x * pooled], dim=-1)))
-        features = self.dropout(features)[:, 1:-1]
-        weights = self.regression(features)[:, :, 0] * self.config.scale
-        return Pieces(weights, self.ranking(features)[:, :, 0], self.labelling(features))
+        features = self.dropout(features)
+        weights = self.regression(features).squeeze(-1) * self.config.scale
+        return Pieces(weights, self.ranking(features).squeeze(-1), self.labelling(features))
 
     def decode(self, pieces: Pieces, head: str | None = None) -> tuple[Tensor, Tensor]:
         """Returns piece weights [batch, tokens] and 5-way probabilities [batch, tokens, 5].
