@@ -21,8 +21,9 @@ from models.device import available_threads
 from models.graph import split
 from models.text import FloatArray, TextEncoder
 
+EXPLAINER: Final = "explainer."  # what the names of its weights begin with
 HEADS: Final = tuple(
-    f"explainer.{name}." for name in ("interact", "regression", "ranking", "labelling")
+    f"{EXPLAINER}{name}." for name in ("interact", "regression", "ranking", "labelling")
 )
 SCALE: Final = ".scale"  # what follows a weight's name in the name of its scales
 CLIPPED: Final = 1e-5  # share of an activation's values at either end that is cut off
@@ -65,11 +66,12 @@ def measure_ranges(model: bytes, encoder: TextEncoder, texts: Sequence[str]) -> 
         By the activation's name; `CLIPPED` of the values lie outside at either end.
 
     Raises:
-        ValueError: the graph has no such layers.
+        ValueError: the classifier has no such layers.
     """
     proto = onnx.load_model_from_string(split(model, explain=True))
-    names = sorted({layer.activation for layer in _layers(proto.graph)})
-    if not names:
+    layers = _layers(proto.graph)
+    names = sorted({layer.activation for layer in layers})
+    if all(layer.weight.startswith(EXPLAINER) for layer in layers):
         raise ValueError(
             "this classifier has no linear layers over tokens to quantise: export it as fp32"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from training.config import (
     NEUTRAL,
+    NO_COPIES,
     AlignmentStudy,
     Comparison,
     DataSource,
@@ -96,12 +98,12 @@ def _check(recipe: Recipe, where: str) -> None:
             recipe.blackbox.max_tokens >= 8
             and 0 <= recipe.blackbox.overlap < recipe.blackbox.max_tokens // 2
         ),
+        **_epoch_demands(recipe),
         **black_box_demands(recipe.blackbox),
         "data: labels: NEUTRAL is the name of the class that copies: neutral adds": not (
             recipe.blackbox.copies.neutral and NEUTRAL in labels
         ),
         "attribution: shard: give at least 1": recipe.attribution.shard >= 1,
-        **_epoch_demands(recipe),
         **_student_demands(recipe.explainer),
         **_source_demands(sources),
     }
@@ -109,13 +111,21 @@ def _check(recipe: Recipe, where: str) -> None:
 
 
 def _epoch_demands(recipe: Recipe) -> dict[str, bool]:
-    black_box = recipe.blackbox
+    black_box, kept = recipe.blackbox, recipe.blackbox.fit.epochs == 0
+    changes = (
+        black_box.copies != NO_COPIES
+        or black_box.feedback.every > 0
+        or black_box.rationale.random
+        or black_box.cnn.attention_heads > 0
+        or black_box.cnn.pooling == "evidence"
+    )
     return {
         "blackbox: fit: epochs: give at least 1, or 0 with architecture trained, which keeps the "
         "classifier as it is": (
-            black_box.fit.epochs >= 1
-            or (black_box.fit.epochs == 0 and black_box.architecture == "trained")
+            black_box.fit.epochs >= 1 or (kept and black_box.architecture == "trained")
         ),
+        "blackbox: fit: epochs: 0 trains nothing: leave copies, feedback, rationale.random, and "
+        "attention_heads and pooling of cnn out": not (kept and changes),
         "explainer: fit: epochs: give at least 1": recipe.explainer.fit.epochs >= 1,
     }
 
@@ -128,7 +138,10 @@ def _student_demands(student: Student) -> dict[str, bool]:
             and layers == tuple(sorted({*layers}))
             and min(layers, default=0) >= 0
         ),
-        "explainer: keep_gb: give at least 0": student.keep_gb >= 0,
+        "explainer: keep_gb: give 0 or more": 0 <= student.keep_gb < math.inf,
+        "explainer: heads: give a divisor of width": (
+            student.heads >= 1 and student.width % student.heads == 0
+        ),
     }
 
 

@@ -197,9 +197,13 @@ def write_card(bundle: Bundle, results: dict[str, Any]) -> Bundle:
 
 
 def _published(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe without the folder of this machine's data."""
+    """Returns the recipe without folders of this machine."""
     values = recipe.to_dict()
     del values["data"]["root"]
+    black_box = values["blackbox"]
+    for part, key in ((black_box, "checkpoint"), (black_box["cnn"], "vectors")):
+        if Path(part[key]).exists():
+            part[key] = Path(part[key]).name
     return values
 
 

@@ -34,7 +34,7 @@ from training.data.chunks import cut
 from training.demands import insist_on_rationales
 from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.trained import measure_trained
-from training.explainer.distill import distill, make_lessons
+from training.explainer.distill import distill, make_lessons, network_config
 from training.explainer.network import ExplainerNetwork, NetworkConfig
 from training.feedback import Rounds, insist_on_use
 from training.loop import Progress
@@ -48,7 +48,8 @@ CONTROL = (0, 3)  # keeps the draw of random rationales apart from the others of
 def guard_recipe(recipe: Recipe, run: Path) -> None:
     """Writes the recipe into a new run's folder; refuses a folder made by another recipe.
 
-    Evaluation is left out of the comparison: it may be asked anew of a finished run.
+    Evaluation is left out of the comparison: it may be asked anew of a finished run. So is the
+    memory to spend: what is kept is what would be computed again.
 
     Raises:
         RecipeError: naming the folder and what differs.
@@ -56,6 +57,7 @@ def guard_recipe(recipe: Recipe, run: Path) -> None:
     path, mine = run / "recipe.json", json.loads(json.dumps(recipe.to_dict()))
     if path.exists():
         theirs = with_defaults(json.loads(path.read_text(encoding="utf-8")))
+        theirs["explainer"]["keep_gb"] = mine["explainer"]["keep_gb"]
         changed = [key for key in mine if key != "evaluation" and mine[key] != theirs.get(key)]
         if changed:
             raise RecipeError(
@@ -125,6 +127,7 @@ def attribute(recipe: Recipe, run: Path) -> None:
         return
     started = time.monotonic()
     black_box = load_black_box(recipe, run)
+    network_config(black_box, recipe.explainer, 1.0)  # what it cannot read, it says now
     black_box.precision = recipe.attribution.precision
     counts = {}
     for part in ("train", "validation"):

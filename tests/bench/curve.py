@@ -16,17 +16,19 @@ import argparse
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 from models.explainer import Explainer
 from service.settings import Settings
 from tests.bench.results import finish, say
-from training.config import Recipe
+from training.config import Recipe, Student
 from training.data import load
 from training.evaluation.efficiency import Plan, measure_speed
 from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.machine import machine
+from training.evaluation.shards import texts_digest
 from training.recipe import read_recipe
 from training.runtime import tune_memory, use_threads, write_json, write_text
 from training.stages import attribute, distill_explainer, export, guard_recipe, train
@@ -79,6 +81,8 @@ def main() -> None:
             f"blackbox.checkpoint={kept}",
             "blackbox.fit.epochs=0",
         ]
+    if options.evaluation not in read_recipe(options.recipe, options.set).evaluation:
+        parser.error(f"--evaluation {options.evaluation}: the recipe has no such set")
     home = options.runs / "curve"
     setting = Setting({REFERENCE: options.samples}, options.limit, 0, "bf16")
     plan = Plan({}, tokens=options.tokens, batches=(1,), repeats=options.repeats)
@@ -133,18 +137,28 @@ def run_point(
     """
     run = home / recipe.name
     guard_recipe(recipe, run)
+    # What all points have in common must be the same, too.
+    guard_recipe(replace(recipe, name=home.name, explainer=Student()), home)
     for stage in SHARED:
         (home / stage).mkdir(parents=True, exist_ok=True)
         if not (run / stage).exists():
             (run / stage).symlink_to(Path("..", stage), target_is_directory=True)
-    done = run / "curve.json"
     say(recipe.name)
     for work in (train, attribute, distill_explainer, export):
         work(recipe, run)
-    if done.exists():
-        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-        return found
     explainer = Explainer.load(run / "bundle")
+    asked = {
+        "bundle": explainer.bundle.digest,
+        "source": asdict(recipe.evaluation[evaluation].source),
+        "setting": asdict(setting),
+        "plan": asdict(plan),
+        "processor": machine()["processor"],
+    }
+    key = texts_digest([json.dumps(asked)])
+    done = run / f"curve-{key[:16]}.json"
+    if done.exists():
+        known: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return known
     data = recipe.data
     examples = load(recipe.evaluation[evaluation].source, data.labels, data.root)
     judged = evaluate(explainer, examples, setting, home / "evaluation")

@@ -17,8 +17,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from l2e import main
 from training.config import AlignmentRow, AlignmentStudy, DataSource, RecipeError
-from training.evaluation.align_plan import Texts, plan_trials, request
+from training.evaluation.align_plan import Texts, plan_trials
 from training.evaluation.align_plot import draw_alignment
+from training.evaluation.align_request import request
 from training.evaluation.align_result import TESTED, collect, compare_rows, to_json
 from training.evaluation.plausibility import PLAUSIBILITY
 from training.evaluation.report import alignment_to_markdown
@@ -246,7 +247,10 @@ def test_of_what_is_known_only_the_same_is_taken(whole, align, runs, tmp_path):
     assert "not tested: plain: no result of seed 0, 1\n" in found.said
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": [{}]}', '{"rows": 3}'])
+OLDER = '{"rows": [{"name": "plain", "seed": 0, "accuracy": 1.0, "documents": []}]}'
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": [{}]}', '{"rows": 3}', OLDER])
 def test_a_file_that_holds_no_results_is_refused(content, align, tmp_path):
     path = tmp_path / "known.json"
     if content is not None:
@@ -355,6 +359,21 @@ def test_what_a_result_depends_on_changes_it_and_nothing_is_trained_again(whole,
     assert {path for path in after if path.suffix == ".parquet"} == {
         path for path in before if path.suffix == ".parquet"
     }
+
+
+def test_a_classifier_of_other_data_is_refused(align, home, tmp_path):
+    """Its weights alone would not tell what they were trained on."""
+    moved = tmp_path / "moved"
+    shutil.copytree(home, moved)
+    more = ("--set", f"root={json.dumps(str(moved))}", "--only", "bag")
+    runs = tmp_path / "runs"
+    assert align(runs, *more).status == 2  # nothing to draw
+    text = moved / "reviews" / "docs" / "train0"
+    text.write_text(text.read_text("utf-8").replace("plot", "tale"), encoding="utf-8")
+    found = align(runs, *more)
+    assert found.status == 2
+    [line] = found.said.splitlines()
+    assert "bag-3 was trained on other data or from another classifier: remove" in line
 
 
 def test_a_damaged_result_is_made_again(whole, align, runs):
@@ -554,6 +573,24 @@ def results():
         for name, (level, seconds) in LEVELS.items()
         for seed in (0, 1)
     }
+
+
+def test_a_row_without_all_its_seeds_says_so(results):
+    del results["ours", 1]
+    found = collect(MADE_UP, results)
+    first, _ = alignment_to_markdown(found).split("\n\n")
+    table = {cells(line)[0]: cells(line)[1] for line in first.splitlines()}
+    assert (table["ours"], table["plain"]) == ("1 of 2", "2")
+    drawn = draw_alignment(found)
+    assert "ours (1 of 2 seeds)" in drawn
+    assert "plain (" not in drawn
+
+
+def test_a_baseline_that_was_not_trained_has_no_ratio(results):
+    for seed in (0, 1):
+        results["plain", seed]["train_seconds"] = 0.0
+    lines = alignment_to_markdown(collect(MADE_UP, results)).splitlines()
+    assert cells(next(line for line in lines if line.startswith("| ours ")))[-1] == "-"
 
 
 def test_every_test_is_that_of_systems_and_holm_is_over_all(results):

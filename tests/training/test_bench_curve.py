@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from tests.bench import curve
+from training.config import RecipeError
 from training.evaluation.efficiency import Plan
 from training.evaluation.evaluate import Setting
 from training.recipe import read_recipe
@@ -24,9 +25,9 @@ def rows(recipe_path, home):
     return {name: point(recipe_path, home, name) for name in NAMES}
 
 
-def point(recipe_path, home, name):
-    recipe = read_recipe(recipe_path, curve.overrides_of(name))
-    return curve.run_point(recipe, home, "dev", SETTING, PLAN)
+def point(recipe_path, home, name, *more, setting=SETTING):
+    recipe = read_recipe(recipe_path, [*curve.overrides_of(name), *more])
+    return curve.run_point(recipe, home, "dev", setting, PLAN)
 
 
 def test_points_share_all_but_the_explainer(rows, home):
@@ -47,6 +48,18 @@ def test_a_finished_point_is_not_measured_again(rows, recipe_path, home):
     assert point(recipe_path, home, "last, 192") == rows["last, 192"]
 
 
+def test_other_questions_get_other_numbers(rows, recipe_path, home):
+    other = point(recipe_path, home, "last, 192", setting=Setting({"lime": 20}, 4, 0, "fp32"))
+    assert other["n"] == 4
+    assert other["reference_log_odds_drop"] != rows["last, 192"]["reference_log_odds_drop"]
+    assert other["seconds"] == rows["last, 192"]["seconds"]  # nothing was distilled again
+
+
+def test_what_points_share_is_not_taken_for_another_recipe(rows, recipe_path, home):
+    with pytest.raises(RecipeError, match=r"made with another recipe .blackbox differ"):
+        point(recipe_path, home, "3 6, 192", "blackbox.fit.epochs=9")
+
+
 def test_the_table_and_the_picture_have_every_point(rows):
     found = [{"name": name, "shipped": name == NAMES[0], **row} for name, row in rows.items()]
     result = {"rows": found, "reference": {"lime": 40}}
@@ -56,8 +69,8 @@ def test_the_table_and_the_picture_have_every_point(rows):
     assert lines[3].startswith("| last, 192 | ")
     drawn = curve.draw_curve(result)
     assert ElementTree.fromstring(drawn).tag.endswith("svg")
-    for name in (*NAMES, "8 tokens", "16 tokens", "lime, 40"):
-        assert f"<!-- {name} -->" in drawn or name in drawn
+    for name in (*NAMES, "8 tokens", "16 tokens", "log-odds drop over that of lime, 40"):
+        assert f"<!-- {name} -->" in drawn
 
 
 def test_every_point_is_a_recipe(recipe_path):

@@ -54,6 +54,9 @@ def test_an_explainer_is_distilled_for_a_classifier_that_stays_as_it_is(
     np.testing.assert_array_equal(old.logits(documents), new.logits(documents))
     assert new.bundle.config["explainer"]["reads"] == "last"
     assert json.loads((tmp_path / "own" / "blackbox" / "metrics.json").read_text())["history"] == []
+    # Nothing of this machine is published.
+    assert new.bundle.manifest.recipe["blackbox"]["checkpoint"] == "bundle"
+    assert str(finished) not in (tmp_path / "own" / "bundle" / "manifest.json").read_text("utf-8")
 
 
 def test_the_card_holds_the_evaluation_and_times_are_apart(finished):

@@ -425,6 +425,10 @@ def test_torch_modules_come_back_from_a_derived_bundle(derived, torch_bundle):
     gap = np.abs(mine.logits(documents) - theirs.logits(documents)).max()
     assert gap == 0 if derived.manifest.precision == "fp16" else 0 < gap < 0.3
     assert network.config.width == 16
+    before = to_torch(torch_bundle)[1].state_dict()
+    for name, values in network.state_dict().items():
+        step = before[name].abs().max().item() / 127  # of int8; fp16 is finer
+        assert (values - before[name]).abs().max().item() <= 0.51 * step, name
 
 
 def test_only_an_fp32_bundle_is_derived_from(derived, tmp_path):

@@ -208,6 +208,23 @@ def test_a_wrong_override_is_named(read, override, words):
             ["explainer: layers", "in order"],
         ),
         ('name = "small"', 'name = "small"\nexplainer.keep_gb = -1.0', ["keep_gb"]),
+        ('name = "small"', 'name = "small"\nexplainer.keep_gb = inf', ["keep_gb"]),
+        ('name = "small"', 'name = "small"\nexplainer.heads = 5', ["heads", "divisor of width"]),
+        *(
+            (
+                'name = "small"',
+                'name = "small"\nblackbox.architecture = "trained"\n'
+                f"blackbox.fit.epochs = 0\nblackbox.{more}",
+                ["epochs: 0 trains nothing"],
+            )
+            for more in (
+                "copies.only_rationale = 0.5",
+                "copies.neutral = true",
+                "rationale.random = true",
+                "feedback = { every = 1, budget = 9 }",
+                'cnn.pooling = "evidence"',
+            )
+        ),
         ('name = "small"', 'name = "small"\nexplainer.fit.epochs = 0', ["explainer: fit: epochs"]),
         ('name = "small"', 'name = "small"\nblackbox.fit.epochs = 0', ["epochs", "trained"]),
         ('path = "train.tsv"', 'path = "train.tsv"\nlimit = 0', ["limit", "at least 1"]),

@@ -37,6 +37,7 @@ from training.data.example import DataError
 from training.explainer.distill import network_config
 from training.explainer.network import ExplainerNetwork
 from training.export import to_torch
+from training.integer import measure_ranges
 from training.release import export_checked
 
 TEXTS = (
@@ -405,6 +406,18 @@ def test_the_graph_computes_what_the_modules_compute(kind, reads, new, quiet_exp
     network = ExplainerNetwork(network_config(black_box, student, 1.0)).eval()
     exported = export_checked(black_box, network, TEXTS)
     assert exported.difference <= 1e-4
+
+
+@pytest.mark.parametrize(("kind", "reads"), [("cnn", "all"), ("mlp", "own")])
+def test_linear_layers_of_the_explainer_alone_make_no_bundle_in_integers(
+    kind, reads, new, quiet_exporter
+):
+    black_box = new(kind)
+    student = Student(reads=reads, width=16, heads=2, decode="regression")
+    network = ExplainerNetwork(network_config(black_box, student, 1.0)).eval()
+    exported = export_checked(black_box, network, TEXTS)
+    with pytest.raises(ValueError, match=r"no linear layers over tokens.*export it as fp32"):
+        measure_ranges(exported.model, black_box.encoder, TEXTS)
 
 
 def test_an_explainer_cannot_read_states_that_there_are_not(new):

@@ -21,15 +21,8 @@ from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.source import identity
 from training.config import AlignmentStudy, RecipeError
 from training.data import Example, sample
-from training.evaluation.align_plan import (
-    VERSION,
-    Texts,
-    Trial,
-    base_of,
-    check_trials,
-    digest,
-    request,
-)
+from training.evaluation.align_plan import VERSION, Texts, Trial, base_of, check_trials, digest
+from training.evaluation.align_request import check_request, note_request, request
 from training.evaluation.align_result import Results, collect, unfinished
 from training.evaluation.alignment import first_chunk, measure_alignment, rationale_share
 from training.evaluation.classification import measure_classification
@@ -65,17 +58,20 @@ def run_study(
             raise RecipeError(f"--only {name}: the rows are {', '.join(study.rows)}")
     texts = Texts()
     check_trials(trials, texts)
-    chosen = [trial for trial in trials if not only or trial.row in only]
-    results = {}
     for trial in trials:
-        asked = request(trial, trials, texts)
-        found = finished_trial(trial, texts) or _same(known, trial, asked)
+        check_request(trial, trials, texts)
+    chosen = [trial for trial in trials if not only or trial.row in only]
+    asked = [request(trial, trials, texts) for trial in trials]
+    same = [_same(known, *each) for each in zip(trials, asked, strict=True)]
+    results = {}
+    for trial, wanted, other in zip(trials, asked, same, strict=True):
+        found = finished_trial(trial, texts) or other
         if trial in chosen:
             where = f"{_name(trial)} ({chosen.index(trial) + 1} of {len(chosen)})"
             sys.stderr.write(f"l2e align: {where}: {trial.run if found is None else 'is there'}\n")
             found = found or run_trial(trial, trials, texts)
         if found is not None:
-            results[trial.row, trial.seed] = {**found, "asked": asked}
+            results[trial.row, trial.seed] = {**found, "asked": wanted}
     for name in study.rows:
         if seeds := unfinished(study, name, results):
             missing = ", ".join(map(str, seeds))
@@ -109,7 +105,7 @@ def run_trial(trial: Trial, trials: Sequence[Trial], texts: Texts) -> dict[str, 
         texts; `train_seconds`, and of these `feedback_seconds`; `metrics` and `documents` (see
         `measure_alignment`, empty without teachers) and `setting`, which says what was judged.
     """
-    _train(trial, trials)
+    _train(trial, trials, texts)
     task = _Task.of(trial, texts)
     found = task.stored()
     if found is None:
@@ -118,11 +114,12 @@ def run_trial(trial: Trial, trials: Sequence[Trial], texts: Texts) -> dict[str, 
     return found
 
 
-def _train(trial: Trial, trials: Sequence[Trial]) -> None:
+def _train(trial: Trial, trials: Sequence[Trial], texts: Texts) -> None:
     base = base_of(trial, trials)
     if base is not None:
-        _train(base, trials)
+        _train(base, trials, texts)
     guard_recipe(trial.recipe, trial.run)
+    note_request(trial, trials, texts)
     train(trial.recipe, trial.run)
 
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from models.bundle import MANIFEST
 from models.text import Document, split_words
-from training.attribution import store
 from training.attribution.teachers import teacher_named
-from training.blackbox.source import BlackBoxSource, identity
 from training.config import AlignmentRow, AlignmentStudy, DataSource, Recipe, RecipeError
 from training.data import Example, load
 from training.demands import insist_on_rationales
@@ -98,52 +93,6 @@ def base_of(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
     return next((other for other in trials if other.run / "blackbox" == checkpoint), None)
 
 
-def request(trial: Trial, trials: Sequence[Trial], texts: Texts) -> str:
-    """Returns a digest of all that a trial is asked, known before it is trained.
-
-    Results with the same one may stand for each other wherever they were made. (The key of a
-    stored result has the digest of the trained weights instead, which no other machine knows.)
-
-    Args:
-        trial: what to do.
-        trials: all of the study: it may start from another one's classifier.
-        texts: reads them.
-    """
-    recipe, settings = trial.recipe, trial.settings
-    black_box = {**asdict(recipe.blackbox), "checkpoint": _start(trial, trials, texts)}
-    return digest(
-        {
-            "version": [VERSION, store.VERSION],
-            "blackbox": black_box,
-            "labels": recipe.data.labels,
-            "seed": trial.seed,
-            "train": [[texts.digest(each, recipe), each.repeat] for each in recipe.data.train],
-            "validation": [texts.digest(each, recipe) for each in recipe.data.validation],
-            "texts": texts.digest(trial.source, recipe),
-            "marked": [texts.digest(each, recipe) for each in trial.training],
-            "teachers": dict(settings.teachers),
-            "sample": [settings.tokens, settings.limit, trial.source.seed],
-            "precision": settings.precision,
-        }
-    )
-
-
-def _start(trial: Trial, trials: Sequence[Trial], texts: Texts) -> Any:
-    base, checkpoint = base_of(trial, trials), trial.recipe.blackbox.checkpoint
-    if base is not None:
-        return request(base, trials, texts)
-    return _folder_digest(checkpoint) if Path(checkpoint).is_dir() else checkpoint
-
-
-@cache
-def _folder_digest(folder: str) -> Any:
-    """Returns what a checkpoint's content is known by; of a bundle its classifier alone counts."""
-    if (Path(folder) / MANIFEST).is_file():
-        return identity(BlackBoxSource(folder).open())
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    return [[str(p.relative_to(folder)), sha256(p.read_bytes()).hexdigest()] for p in files]
-
-
 def check_trials(trials: Sequence[Trial], texts: Texts) -> None:
     """Finds now what a stage of the last row would only find hours from now.
 
@@ -193,6 +142,9 @@ def _plan(study: AlignmentStudy, name: str, seed: int, folder: Path, home: Path)
 
 
 def _check_start(trial: Trial, trials: Sequence[Trial]) -> None:
+    checkpoint = Path(trial.recipe.blackbox.checkpoint)
+    if trial.run.parent in checkpoint.parents and base_of(trial, trials) is None:
+        raise ValueError(f"set: {checkpoint} is no row and seed of this study's")
     passed, at = {trial.run}, base_of(trial, trials)
     while at is not None:
         if at.run in passed:

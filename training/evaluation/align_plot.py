@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.text import FloatArray
-from training.evaluation.report import BOUNDS, by_name
+from training.evaluation.report import BOUNDS, by_name, seeds_of
 from training.evaluation.significance import average_seeds, bootstrap_interval
 
 Runs = Sequence[Mapping[str, Any]]  # of one row, one for each seed
@@ -96,6 +96,8 @@ def _draw_panel(
             if teacher not in _teachers(runs):
                 continue
             baseline = rows.get(next(iter(rows[name][0]["against"]), ""), ())
+            if not (_whole(runs) and _whole(baseline)):  # they are not tested either
+                baseline = ()
             _draw_point(axes, place + offsets[number], number, measure, teacher, runs, baseline)
     # Handles of the legend, which no single row may have to offer.
     for number, teacher in enumerate(teachers):
@@ -104,7 +106,10 @@ def _draw_panel(
     axes.plot(
         [], [], "o", color=GREY, markerfacecolor="none", label="the first row it is tested against"
     )
-    axes.set_yticks(range(len(rows)), rows)
+    names = [
+        name if _whole(runs) else f"{name} ({seeds_of(runs)} seeds)" for name, runs in rows.items()
+    ]
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
     axes.set_xlim(left=0)
     axes.set_title(measure.title, fontsize=9, color=GREY)
@@ -112,6 +117,10 @@ def _draw_panel(
     axes.tick_params(length=0)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
+
+
+def _whole(runs: Runs) -> bool:
+    return bool(runs) and len(runs) == len(runs[0]["seeds"])
 
 
 def _draw_point(

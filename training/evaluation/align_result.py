@@ -17,7 +17,17 @@ TESTED = ("ap@10", "mr@10", "auprc")
 # Kept for each document; F1 says what its precision and recall would.
 LEFT_OUT = ("_precision", "_recall")
 DECIMALS = 4  # of a document's values
-OF_THE_STUDY = ("name", "seed", "recipe", "set", "against")  # what a result has from its study
+# What a row has from its study, and what of a result is needed.
+OF_THE_STUDY = ("name", "seed", "seeds", "recipe", "set", "against")
+NEEDED = (
+    "asked",
+    "accuracy",
+    "train_seconds",
+    "feedback_seconds",
+    "metrics",
+    "setting",
+    "documents",
+)
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]  # of `run_trial`, by row and seed
 
@@ -30,10 +40,10 @@ def collect(study: AlignmentStudy, results: Results) -> dict[str, Any]:
         results: of its trials, as far as they are finished.
 
     Returns:
-        `rows`: for each row and seed that is finished its `name`, `seed`, the file of its
-        `recipe`, what it `set`s in that, the rows it is tested `against`, and the result, with a
-        digest of what was `asked`. Values of single documents are those of the teachers,
-        rounded; the means are not of rounded ones.
+        `rows`: for each row and seed that is finished its `name`, `seed`, all `seeds` that the row
+        is to have, the file of its `recipe`, what it `set`s in that, the rows it is tested
+        `against`, and the result, with a digest of what was `asked`. Values of single documents
+        are those of the teachers, rounded; the means are not of rounded ones.
         `comparisons`: see `compare_rows`; they are of the rounded ones, so that the file
         says all that they were computed from.
     """
@@ -46,6 +56,7 @@ def collect(study: AlignmentStudy, results: Results) -> dict[str, Any]:
         {
             "name": name,
             "seed": seed,
+            "seeds": list(study.seeds_of(name)),
             "recipe": row.recipe,
             "set": list(row.set),
             "against": list(row.against),
@@ -65,12 +76,14 @@ def read_results(path: Path) -> Results:
         RecipeError: one line: the file cannot be read or is none of these.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if any(name not in row for row in rows for name in NEEDED):
+            raise ValueError
         return {
             (row["name"], row["seed"]): {
                 key: value for key, value in row.items() if key not in OF_THE_STUDY
             }
-            for row in found
+            for row in rows
         }
     except OSError as error:
         raise RecipeError(f"--from {path}: {error.strerror}") from None

@@ -122,6 +122,12 @@ def by_name(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
+def seeds_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Says how many seeds of a row are there, and of how many, where some are missing."""
+    asked = len(runs[0]["seeds"])
+    return str(asked) if len(runs) == asked else f"{len(runs)} of {asked}"
+
+
 def summary(result: Mapping[str, Any]) -> str:
     """Says in one line what an evaluation was made on."""
     return (
@@ -155,13 +161,13 @@ def _row_cells(
     baseline = rows.get(next(iter(runs[0]["against"]), ""), [])
     feedback = float(np.mean([run["feedback_seconds"] for run in runs]))
     return [
-        str(len(runs)),
+        seeds_of(runs),
         ", ".join([_texts(runs[0]), *(f"{name} {n or ''}".strip() for name, n in budgets.items())]),
         f"{np.mean(accuracies):.3f}{spread}",
         *values,
         f"{seconds / 60:.1f} min",
         f"{feedback / 60:.1f} min" if feedback else "-",
-        f"{seconds / _seconds(baseline):.2f}" if baseline else "-",
+        f"{seconds / _seconds(baseline):.2f}" if baseline and _seconds(baseline) else "-",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ def distill(
     black_box.model.requires_grad_(False)
     states = States(black_box, network.config)
     windows = [each for lesson in (*train, *validation) for each in lesson.document.windows]
+    started = time.monotonic()
     states.keep(windows, most=settings.keep_gb * 1e9)
+    kept = time.monotonic() - started
 
     def batches(epoch: int) -> list[LessonBatch]:
         return make_batches(black_box, train, settings.fit, scale, (seed, epoch))
@@ -120,6 +123,7 @@ def distill(
         seed=seed,
         what="explainer",
     ).run()
+    progress.seconds += kept
     return network, progress
 
 
