@@ -95,6 +95,7 @@ def new(vectors_path):
 
 
 @given(st.lists(any_text, max_size=4))
+@example(["a [MASK] film [UNK] [PAD]"])  # written by somebody: words like any other
 def test_every_word_is_one_piece(texts):
     """The two dialects of the pattern for words agree on any text."""
     tokenizer = word_tokenizer(most_frequent(count_words(texts), 1000))

@@ -65,7 +65,7 @@ def word_tokenizer(words: Sequence[str]) -> Tokenizer:
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=unknown))
     tokenizer.normalizer = _NORMALIZER
     tokenizer.pre_tokenizer = Split(_WORD, behavior="removed", invert=True)
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    # Not registered as special, or the tokenizer would find "[MASK]" in what somebody has written.
     return tokenizer
 
 
