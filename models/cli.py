@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models import SHIPPED
 from models.device import DEVICES
 
-SHIPPED = Path(__file__).resolve().parent / "pretrained" / "reviews"
 # What a bundle needs to run.
 SERVING = ("onnxruntime",)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from models.cli import SHIPPED
+from models import SHIPPED
 from models.device import DeviceName
 
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]

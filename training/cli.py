@@ -6,12 +6,13 @@ Light to import: what trains is imported when a verb asks for it.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from models import SHIPPED
 from models.cli import (
     SERVING,
-    SHIPPED,
     add_bundle,
     add_device,
     add_engine,
@@ -193,7 +194,7 @@ def _add_compare(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         "compare",
-        _compare,
+        partial(_run, "compare"),
         "compare teachers: faithfulness, reliability and cost, as a table; continues where it "
         "was killed",
     )
@@ -206,7 +207,7 @@ def _add_align(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         "align",
-        _align,
+        partial(_run, "align"),
         "train the classifiers of a study, each with several seeds, and measure whether their "
         "explanations point at what people marked: accuracy, AP@k, MR@k and AUPRC beside random "
         "words and an oracle, with tests of significance; continues where it was killed",
@@ -245,7 +246,7 @@ def add_bench(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         "bench",
-        _bench,
+        partial(_run, "bench"),
         "time the classifier alone, label only, label and rationale, and other ways to explain, "
         "side by side on this machine; some of the others take minutes, --quick leaves them out",
     )
@@ -276,6 +277,15 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _run(command: str, options: argparse.Namespace) -> int:
+    """Runs a function of `training.commands`, which takes seconds to import."""
+    need(TRAINING, "train,cpu")
+    from training import commands
+
+    status: int = getattr(commands, command)(options)
+    return status
+
+
 def _recipe_command(options: argparse.Namespace) -> int:
     need(TRAINING, "train,cpu")
     from training import commands
@@ -299,10 +309,7 @@ def _attribute(options: argparse.Namespace) -> int:
     _refuse_what_a_recipe_says(options)
     if options.recipe is not None:
         return _recipe_command(options)
-    need(TRAINING, "train,cpu")
-    from training import commands
-
-    return commands.attribute_data(options)
+    return _run("attribute_data", options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -311,10 +318,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     _refuse_what_a_recipe_says(options)
     if options.recipe is not None:
         return _recipe_command(options)
-    need(TRAINING, "train,cpu")
-    from training import commands
-
-    return commands.evaluate_bundle(options)
+    return _run("evaluate_bundle", options)
 
 
 def _refuse_what_a_recipe_says(options: argparse.Namespace) -> None:
@@ -328,24 +332,3 @@ def _refuse_what_a_recipe_says(options: argparse.Namespace) -> None:
             )
         if options.recipe is None and name == "set":
             raise ValueError("--set changes a recipe: name the RECIPE.toml, or leave --set out")
-
-
-def _compare(options: argparse.Namespace) -> int:
-    need(TRAINING, "train,cpu")
-    from training import commands
-
-    return commands.compare(options)
-
-
-def _align(options: argparse.Namespace) -> int:
-    need(TRAINING, "train,cpu")
-    from training import commands
-
-    return commands.align(options)
-
-
-def _bench(options: argparse.Namespace) -> int:
-    need(TRAINING, "train,cpu")
-    from training import commands
-
-    return commands.bench(options)

@@ -4,7 +4,7 @@ Each linear layer over tokens multiplies unsigned 8-bit activations with signed 
 weight matrix has one scale for each of its outputs; an activation has one scale and one zero point,
 fixed here. Scales that follow the batch, as in ONNX Runtime's dynamic quantisation, are ruled out:
 the same text would get another answer in other company, pads included. Behind the explainer's last
-block all stays in float32: it takes a hundredth of the time, and what it says is what is asked for.
+block all stays in float32: it is small, and what it says is what is asked for.
 """
 
 from __future__ import annotations

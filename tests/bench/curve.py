@@ -13,7 +13,6 @@ attributions and LIME are made once for all points. A killed run goes on where i
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -28,6 +27,7 @@ from training.data import load
 from training.evaluation.efficiency import Plan, measure_speed
 from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.machine import machine
+from training.evaluation.picture import COLOURS, GREY, drawing, to_svg
 from training.evaluation.shards import texts_digest
 from training.recipe import read_recipe
 from training.runtime import tune_memory, use_threads, write_json, write_text
@@ -207,15 +207,9 @@ def curve_to_markdown(result: Mapping[str, Any]) -> str:
 
 def draw_curve(result: Mapping[str, Any]) -> str:
     """Draws faithfulness over cost at each length, the shipped point filled; an SVG."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    from training.evaluation.align_plot import COLOURS, GREY, STYLE
-
     rows: Sequence[Mapping[str, Any]] = result["rows"]
     lengths = [*rows[0]["ratio"]]
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(3.4 * len(lengths), 3.6), layout="constrained")
+    with drawing(3.4 * len(lengths), 3.6) as figure:
         panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
         for axes, length in zip(panels, lengths, strict=True):
             for row in rows:
@@ -230,14 +224,7 @@ def draw_curve(result: Mapping[str, Any]) -> str:
             axes.spines[:].set_visible(False)
         [(reference, samples)] = result["reference"].items()
         panels[0].set_ylabel(f"log-odds drop over that of {reference}, {samples}")
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Title": "Faithfulness and cost"},
-        )
-    return buffer.getvalue()
+        return to_svg(figure, "Faithfulness and cost")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,22 +9,11 @@ from typing import Any
 import numpy as np
 
 from models.text import FloatArray
+from training.evaluation.picture import COLOURS, GREY, SHAPES, drawing, to_svg
 from training.evaluation.report import BOUNDS, by_name, seeds_of
 from training.evaluation.significance import average_seeds, bootstrap_interval
 
 Runs = Sequence[Mapping[str, Any]]  # of one row, one for each seed
-
-# Okabe and Ito's, whose differences colour-blind people see, in the shades that stand out from
-# white and from black alike; so does the grey. The shapes differ too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-SHAPES = ("o", "s", "^", "D")
-GREY = "#7f7f7f"
-STYLE = {
-    "svg.hashsalt": "l2e",  # names of elements, else drawn by chance
-    "font.size": 9,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), GREY),
-    "axes.edgecolor": GREY,
-}
 
 
 @dataclass(frozen=True)
@@ -64,24 +52,13 @@ def draw_alignment(result: Mapping[str, Any]) -> str:
         raise ValueError("there is nothing to draw: no row of the result has explanations")
     teachers = list(dict.fromkeys(name for runs in rows.values() for name in _teachers(runs)))
 
-    import matplotlib.style  # a second, for nothing where no picture is asked for
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(9, 1.5 + 0.55 * len(rows)), layout="constrained")
+    with drawing(9, 1.5 + 0.55 * len(rows)) as figure:
         panels = figure.subplots(1, len(MEASURES), sharey=True, squeeze=False)[0]
         for axes, measure in zip(panels, MEASURES, strict=True):
             _draw_panel(axes, measure, rows, teachers)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Title": "Alignment with human rationales"},
-        )
-    return buffer.getvalue()
+        return to_svg(figure, "Alignment with human rationales")
 
 
 def _draw_panel(
