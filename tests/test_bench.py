@@ -4,11 +4,15 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
+import socket
+import subprocess
 
 import numpy as np
 import pytest
 
 from models.answer import Row
+from tests.bench.curl import PROGRAM, ask_by_curl
 from tests.bench.http import Bench, measure
 from tests.bench.invariance import (
     Company,
@@ -36,6 +40,8 @@ from tests.bench.results import finish, ratio, rounded
 from tests.bench.servers import SERVICE, Cores, running_on, server, share_cores
 from tests.bench.stream import stream_slowly
 from training.evaluation.speed_report import peers_to_markdown, serving_to_markdown
+
+needs_curl = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"no {PROGRAM}")
 
 
 def row(tokens, *, explain=True):
@@ -134,16 +140,28 @@ def test_the_client_counts_answers_refusals_and_stages(running):
     assert load.quantile(1.0) == 1000 * max(load.seconds)
 
 
-def test_what_is_done_between_requests_is_done_once_for_each(running):
-    seen = []
-    asyncio.run(in_turn(running.port, [predict("dull")] * 3, between=lambda: seen.append(1)))
-    assert seen == [1, 1, 1]
+@needs_curl
+def test_curl_asks_again_and_again_on_one_connection(running):
+    load = ask_by_curl(running.port, "/predict", {"text": "a great story: naïve 🎬"}, 5)
+    assert load.counts() == {"answered": 5, "refused": 0}
+    for seconds, stages in zip(load.seconds, load.stages, strict=True):
+        assert 0 < stages["run"] < stages["total"] < 1e3 * seconds
+    assert ask_by_curl(running.port, "/predict", {}, 3).counts() == {"answered": 0, "refused": 3}
 
 
-def test_a_flood_goes_on_until_its_end(running):
-    load = asyncio.run(flood(running.port, [predict("dull")], 0.2, connections=2))
-    assert load.seconds
+@needs_curl
+def test_curl_says_that_nobody_answers():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(subprocess.CalledProcessError):
+            ask_by_curl(taken.getsockname()[1], "/predict", {"text": "a"}, 1)
+
+
+def test_a_flood_sends_each_request_as_often_as_the_others(running):
+    texts = ["a great story", "dull music", ""]
+    load = asyncio.run(flood(running.port, [predict(text) for text in texts], 0.2, connections=2))
     assert load.rate > 0
+    assert len(load.seconds) == 2 * load.refused > 0
 
 
 def test_requests_of_a_clock_are_sent_when_they_are_due(running):
@@ -202,10 +220,12 @@ def bench_of(port, explainer):
     return Bench(port, explainer, texts, share_cores(), seconds=0.1, load_seconds=0.3, passes=1)
 
 
+@needs_curl
 def test_the_service_is_measured_whole(running, tiny_explainer):
     found = asyncio.run(measure(bench_of(running.port, tiny_explainer)))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["idle"]["answered"], found["idle"]["refused"]) == (300, 0)
+    assert found["idle"]["http_ms"] > 0
     assert found["mixed"]["answered"] > 0 == found["mixed"]["refused"]
     assert found["load_70_constant"]["p99_over_idle_p50"] > 0
     alike = found["load_70_constant_one_length"]
@@ -219,6 +239,7 @@ def test_the_service_is_measured_whole(running, tiny_explainer):
     assert " - |" not in serving_to_markdown(found).replace("computed tokens | - | - |", "")
 
 
+@needs_curl
 def test_a_service_that_answers_nothing_is_measured_all_the_same(refusing, tiny_explainer):
     found = asyncio.run(measure(bench_of(refusing.port, tiny_explainer)))
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -2,22 +2,23 @@
 
     python -m tests.bench.http [--bundle DIR] [--pin] [--seconds N] [--json FILE]
 
-A server process on this machine is asked over kept-alive connections by a small client in this
-process. By default both share the cores, so that the client's own work counts against the server;
-with --pin they have cores of their own, and the bare loop runs on the server's. What is compared
-takes turns, pass by pass, so that a noisy moment meets both. Measured: what HTTP adds to one
-request on an idle server and where it goes; texts a second with all connections busy against sorted
-batches in a bare loop (tokenisation included); latency of requests that arrive by a clock, whether
-or not earlier ones were answered, at 70 % and 200 % of what the server can do, against the queue of
-`tests.bench.queue` on the same arrivals; and the same at 70 % with texts that are all as long, so
-that their latencies can be set against those of an idle server. L2E_DEVICE and L2E_THREADS hold for
-both sides.
+A server process on this machine is asked over kept-alive connections: an idle one by curl, a busy
+one by a small client in this process. By default both share the cores, so that the client's own
+work counts against the server; with --pin they have cores of their own, and the bare loop runs on
+the server's. What is compared takes turns, pass by pass, so that a noisy moment meets both.
+Measured: what HTTP adds to one request on an idle server and where it goes; texts a second with all
+connections busy against sorted batches in a bare loop, each text as often on both sides; latency of
+requests that arrive by a clock, whether or not earlier ones were answered, at 70 % and 200 % of
+what the server can do, against the queue of `tests.bench.queue` on the same arrivals; and the same
+at 70 % with texts that are all as long, so that their latencies can be set against those of an idle
+server. L2E_DEVICE and L2E_THREADS hold for both sides.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,8 +32,20 @@ from models.answer import run_rows
 from models.explainer import Explainer
 from models.text import plan_batches
 from service.settings import Settings
+from tests.bench.curl import PROGRAM, ask_by_curl
 from tests.bench.latency import SHARE, against_queue, alike, first_rows, summary
-from tests.bench.load import arrivals, clock, connected, flood, get, in_turn, post, predict
+from tests.bench.load import (
+    WARM,
+    Load,
+    arrivals,
+    clock,
+    connected,
+    flood,
+    get,
+    in_turn,
+    post,
+    predict,
+)
 from tests.bench.queue import measure_batches
 from tests.bench.results import finish, ratio, say
 from tests.bench.servers import SERVICE, Cores, pin_cores, running_on, server, share_cores
@@ -40,9 +53,10 @@ from tests.bench.texts import SHORT, mean_tokens, mixed_texts
 from training.evaluation.machine import machine
 from training.evaluation.speed_report import serving_to_markdown
 from training.evaluation.texts import texts_of
-from training.evaluation.timing import quartiles
+from training.evaluation.timing import milliseconds, quartiles
 
 SINGLE = 300  # requests on an idle server
+TURNS = 10  # that these are cut into
 BATCH = 32  # texts of a request to /predict/batch
 LENGTHS = (24, 163)  # tokens of texts that are all as long: short ones, and the mean of the mixed
 ALIKE = 64  # texts of each of these lengths
@@ -81,6 +95,8 @@ def main() -> None:
     parser.add_argument("--pin", action="store_true", help="cores of their own for both sides")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if shutil.which(PROGRAM) is None:
+        parser.error(f"no {PROGRAM} on this machine: install it")
     cores = pin_cores() if options.pin else share_cores()
     with running_on(cores.server):  # its threads stay there
         explainer = Explainer.load(
@@ -116,7 +132,7 @@ async def measure(bench: Bench) -> dict[str, Any]:
     """All measurements, one after the other, with an idle server where it must be."""
     single = [predict(text) for text in bench.texts]
     batch = [post("/predict/batch", {"items": [{"text": SHORT}] * BATCH})]
-    await flood(bench.port, single, 2.0)  # warm
+    await flood(bench.port, single[:WARM], 2.0)
     say("one request at a time")
     idle = await idle_cost(bench)
     say("all connections busy")
@@ -174,29 +190,39 @@ async def clocks(bench: Bench, single: Sequence[bytes], rate: float) -> dict[str
 
 
 async def idle_cost(bench: Bench) -> dict[str, Any]:
-    """What HTTP adds to one short text, and where the time goes.
+    """What HTTP adds to one short text, and where the time goes; the client is curl.
+
+    A turn of texts in this process and one of requests on one connection follow each other.
 
     Returns:
         `answered` and `refused`, and of those that were answered, if there are any, medians in
         milliseconds: `tokenise_and_run_ms` in this process, `http_ms` as the client sees it,
-        `overhead_ms` between the two in the same turn (with quartiles), `stages` as the server
-        names them, `in_server_ms` (what is left of its `total`) and `outside_ms` (what the client
-        waits beside that).
+        `overhead_ms` between the medians of a turn (with quartiles over the turns), `stages_ms` as
+        the server names them, `in_server_ms` (what is left of its `total`) and `outside_ms` (what
+        the client waits beside that).
     """
+    explainer, load = bench.explainer, Load()
     inner: list[float] = []
-
-    def run_here() -> None:
+    added: list[float] = []
+    for _ in range(TURNS):
         with running_on(bench.cores.server):
-            start = time.perf_counter()
-            explainer = bench.explainer
-            run_rows(explainer.session, explainer.encoder.pad_id, first_rows(explainer, SHORT))
-            inner.append(1e3 * (time.perf_counter() - start))
-
-    load = await in_turn(bench.port, [predict(SHORT)] * SINGLE, between=run_here)
+            own = [
+                milliseconds(
+                    lambda: run_rows(
+                        explainer.session, explainer.encoder.pad_id, first_rows(explainer, SHORT)
+                    )
+                )
+                for _ in range(SINGLE // TURNS)
+            ]
+        turn = ask_by_curl(bench.port, "/predict", {"text": SHORT}, SINGLE // TURNS)
+        load.add(turn)
+        inner += own
+        if turn.seconds:
+            added.append(1e3 * float(np.median(turn.seconds)) - float(np.median(own)))
     if not load.seconds:
         return load.counts()
     seen = [1e3 * seconds for seconds in load.seconds]
-    added = quartiles([over - own for over, own in zip(seen, inner, strict=True)])
+    over = quartiles(added)
     stages = {
         name: round(float(np.median([of[name] for of in load.stages])), 3)
         for name in load.stages[0]
@@ -207,8 +233,8 @@ async def idle_cost(bench: Bench) -> dict[str, Any]:
         **load.counts(),
         "tokenise_and_run_ms": round(float(np.median(inner)), 2),
         "http_ms": round(float(np.median(seen)), 2),
-        "overhead_ms": round(added[1], 2),
-        "overhead_quartiles_ms": [round(added[0], 2), round(added[2], 2)],
+        "overhead_ms": round(over[1], 2),
+        "overhead_quartiles_ms": [round(over[0], 2), round(over[2], 2)],
         "stages_ms": stages,
         "in_server_ms": round(float(np.median(np.subtract(totals, known))), 3),
         "outside_ms": round(float(np.median(np.subtract(seen, totals))), 3),

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import json
 import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from training.evaluation.timing import server_timing
 
 CONNECTIONS = 64
+WARM = 64  # requests that warm a server up, again and again
 
 
 class Answer(NamedTuple):
@@ -67,6 +67,13 @@ class Load:
     rate: float = 0.0
     stages: list[dict[str, float]] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
+
+    def add(self, other: Load) -> None:
+        """Counts what another one gave, too; the rate stays."""
+        self.seconds += other.seconds
+        self.refused += other.refused
+        self.stages += other.stages
+        self.sent += other.sent
 
     def quantile(self, share: float) -> float | None:
         """Milliseconds that so many of the answered requests took at most; None without any."""
@@ -132,35 +139,39 @@ async def connected(port: int, count: int) -> AsyncIterator[list[Connection]]:
             connection.close()
 
 
-async def in_turn(
-    port: int, requests: Sequence[bytes], between: Callable[[], object] | None = None
-) -> Load:
-    """One request after the other on one connection.
-
-    Args:
-        port: of the server.
-        requests: in their order.
-        between: is called after each answer with status 200, so that what it does meets the same
-            moments.
-    """
+async def in_turn(port: int, requests: Sequence[bytes]) -> Load:
+    """One request after the other on one connection."""
     load = Load()
     async with connected(port, 1) as (connection,):
         for request in requests:
-            if await timed(connection, request, load) and between is not None:
-                between()
+            await timed(connection, request, load)
     return load
 
 
 async def flood(
     port: int, requests: Sequence[bytes], seconds: float, *, connections: int = CONNECTIONS
 ) -> Load:
-    """All connections busy for so long."""
+    """All connections busy for so long, and until each request was sent as often as the others.
+
+    Rates are compared, and those of the first few texts are not those of all.
+
+    Args:
+        port: of the server.
+        requests: taken in turn, in whole rounds.
+        seconds: after which no further round begins.
+        connections: how many are busy.
+    """
     load, end = Load(), time.perf_counter() + seconds
-    numbers = iter(range(sys.maxsize))
+
+    def whole_rounds() -> Iterator[bytes]:
+        while time.perf_counter() < end:
+            yield from requests
+
+    left = whole_rounds()  # of all connections together
 
     async def work(connection: Connection) -> None:
-        while time.perf_counter() < end:
-            await timed(connection, requests[next(numbers) % len(requests)], load)
+        for request in left:
+            await timed(connection, request, load)
 
     async with connected(port, connections) as opened:
         started = time.perf_counter()

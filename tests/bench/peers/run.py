@@ -34,7 +34,7 @@ from typing import Any
 from models.explainer import Explainer
 from service.settings import Settings
 from tests.bench.latency import summary
-from tests.bench.load import arrivals, clock, connected, flood, in_turn, post, predict
+from tests.bench.load import WARM, arrivals, clock, connected, flood, in_turn, post, predict
 from tests.bench.results import finish, rounded, say
 from tests.bench.servers import ROOT, SERVICE, Cores, pin_cores, running_on, server, share_cores
 from tests.bench.texts import SHORT, mixed_texts
@@ -239,7 +239,7 @@ async def compare(peer: Peer, port: int, explainer: Explainer) -> dict[str, Any]
 async def measure(peer: Peer, port: int, seconds: float) -> dict[str, Any]:
     """Idle latency, texts a second with all connections busy, and latency at 70 % of that."""
     requests = [peer.request(text) for text in mixed_texts(400, seed=0)]
-    await flood(port, requests, min(2.0, seconds))  # warm
+    await flood(port, requests[:WARM], min(2.0, seconds))
     idle = await in_turn(port, [peer.request(SHORT)] * 100)
     alone = (await in_turn(port, requests[:100])).quantile(0.5)
     busy = await flood(port, requests, seconds)
