@@ -38,33 +38,10 @@ from training.explainer.distill import distill, make_lessons, network_config
 from training.explainer.network import ExplainerNetwork, NetworkConfig
 from training.feedback import Rounds, insist_on_use
 from training.loop import Progress
-from training.recipe import with_defaults
 from training.release import assemble, write_card
 from training.runtime import write_json
 
 CONTROL = (0, 3)  # keeps the draw of random rationales apart from the others of a seed
-
-
-def guard_recipe(recipe: Recipe, run: Path) -> None:
-    """Writes the recipe into a new run's folder; refuses a folder made by another recipe.
-
-    Evaluation is left out of the comparison: it may be asked anew of a finished run. So is the
-    memory to spend: what is kept is what would be computed again.
-
-    Raises:
-        RecipeError: naming the folder and what differs.
-    """
-    path, mine = run / "recipe.json", json.loads(json.dumps(recipe.to_dict()))
-    if path.exists():
-        theirs = with_defaults(json.loads(path.read_text(encoding="utf-8")))
-        theirs["explainer"]["keep_gb"] = mine["explainer"]["keep_gb"]
-        changed = [key for key in mine if key != "evaluation" and mine[key] != theirs.get(key)]
-        if changed:
-            raise RecipeError(
-                f"{run} was made with another recipe ({', '.join(changed)} differ): "
-                "remove the folder or choose another with --set name=NAME"
-            )
-    write_json(path, mine)
 
 
 def train(recipe: Recipe, run: Path) -> None:

@@ -29,9 +29,10 @@ from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.machine import machine
 from training.evaluation.picture import COLOURS, GREY, drawing, to_svg
 from training.evaluation.shards import texts_digest
+from training.guard import guard_data, guard_recipe
 from training.recipe import read_recipe
 from training.runtime import tune_memory, use_threads, write_json, write_text
-from training.stages import attribute, distill_explainer, export, guard_recipe, train
+from training.stages import attribute, distill_explainer, export, train
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 RECIPE: Final = ROOT / "training" / "recipes" / "reviews.toml"
@@ -139,6 +140,7 @@ def run_point(
     guard_recipe(recipe, run)
     # What all points have in common must be the same, too.
     guard_recipe(replace(recipe, name=home.name, explainer=Student()), home)
+    guard_data(recipe, home)
     for stage in SHARED:
         (home / stage).mkdir(parents=True, exist_ok=True)
         if not (run / stage).exists():

@@ -16,6 +16,7 @@ from models.explainer import Explainer
 from training.commands import run_recipe
 from training.config import RecipeError
 from training.export import to_torch
+from training.guard import DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,6 +92,21 @@ def test_a_finished_stage_is_not_done_again(finished, recipe_path):
 def test_another_recipe_in_the_same_folder_is_refused(finished, recipe_path):
     with pytest.raises(RecipeError, match="another recipe"):
         run_recipe(recipe_path, ["seed=4"], finished.parent, "run")
+
+
+def test_a_run_goes_on_with_the_texts_it_began_with_or_not_at_all(finished, recipe_path, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "tiny")
+    known = json.loads((run / DATA).read_text())
+    (run / DATA).write_text(json.dumps(dict.fromkeys(known, "other")))
+    # Nothing is learnt any more.
+    assert run_recipe(recipe_path, [], tmp_path, "run") == 0
+    (run / "explainer" / "metrics.json").unlink()
+    for verb in ("run", "train", "attribute", "distill"):
+        with pytest.raises(RecipeError, match="began with other texts"):
+            run_recipe(recipe_path, [], tmp_path, verb)
+    (run / DATA).unlink()  # as of an earlier version
+    assert run_recipe(recipe_path, [], tmp_path, "distill") == 0
+    assert json.loads((run / DATA).read_text()) == known
 
 
 def test_copies_without_human_rationales_are_refused(recipe_path, tmp_path):

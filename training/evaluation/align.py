@@ -26,8 +26,9 @@ from training.evaluation.align_request import check_request, note_request, reque
 from training.evaluation.align_result import Results, collect, unfinished
 from training.evaluation.alignment import first_chunk, measure_alignment, rationale_share
 from training.evaluation.classification import measure_classification
+from training.guard import guard_recipe, hold
 from training.runtime import write_json
-from training.stages import guard_recipe, load_black_box, train
+from training.stages import load_black_box, train
 
 RESULT = "alignment.json"
 
@@ -106,11 +107,12 @@ def run_trial(trial: Trial, trials: Sequence[Trial], texts: Texts) -> dict[str, 
         `measure_alignment`, empty without teachers) and `setting`, which says what was judged.
     """
     _train(trial, trials, texts)
-    task = _Task.of(trial, texts)
-    found = task.stored()
-    if found is None:
-        found = task.compute()
-        write_json(trial.run / RESULT, {"key": task.key, "result": found})
+    with hold(trial.run):
+        task = _Task.of(trial, texts)
+        found = task.stored()
+        if found is None:
+            found = task.compute()
+            write_json(trial.run / RESULT, {"key": task.key, "result": found})
     return found
 
 
@@ -118,9 +120,10 @@ def _train(trial: Trial, trials: Sequence[Trial], texts: Texts) -> None:
     base = base_of(trial, trials)
     if base is not None:
         _train(base, trials, texts)
-    guard_recipe(trial.recipe, trial.run)
-    note_request(trial, trials, texts)
-    train(trial.recipe, trial.run)
+    with hold(trial.run):
+        guard_recipe(trial.recipe, trial.run)
+        note_request(trial, trials, texts)
+        train(trial.recipe, trial.run)
 
 
 def finished_trial(trial: Trial, texts: Texts) -> dict[str, Any] | None:

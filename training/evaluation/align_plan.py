@@ -14,8 +14,8 @@ from training.config import AlignmentRow, AlignmentStudy, DataSource, Recipe, Re
 from training.data import Example, load
 from training.demands import insist_on_rationales
 from training.evaluation.shards import texts_digest
+from training.guard import examples_digest, guard_recipe
 from training.recipe import read_recipe
-from training.stages import guard_recipe
 
 VERSION = 1  # of the measures and of what a result holds: raise it with every change of these
 
@@ -61,8 +61,7 @@ class Texts:
         key = digest([asdict(source), recipe.data.labels, recipe.data.root])
         if key not in self._read:
             found = load(source, recipe.data.labels, recipe.data.root)
-            fields = [[each.id, each.text, each.label, each.rationale] for each in found]
-            self._read[key] = found, digest(fields)
+            self._read[key] = found, examples_digest(found)
         return self._read[key]
 
 

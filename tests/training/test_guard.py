@@ -1,0 +1,84 @@
+"""A run's folder belongs to one recipe, one set of data and one process at a time."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from training.commands import run_recipe
+from training.config import RecipeError
+from training.guard import DATA, LOCK, guard_data, hold
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from training.guard import hold
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def data(tiny_data, tmp_path):
+    """A copy of the tiny data."""
+    return shutil.copytree(tiny_data, tmp_path / "data")
+
+
+@pytest.fixture
+def moved(recipe, data):
+    """The tiny recipe on that copy."""
+    return replace(recipe, data=replace(recipe.data, root=str(data)))
+
+
+def test_one_process_at_a_time(recipe_path, tmp_path):
+    run = tmp_path / "tiny"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RecipeError, match=r"tiny: another process works there: .*--set name"):
+            run_recipe(recipe_path, [], tmp_path, "train")
+        assert [path.name for path in run.iterdir()] == [LOCK]
+        holder.send_signal(signal.SIGKILL)
+    with hold(run):  # what was killed holds nothing
+        pass
+    with hold(run):
+        pass
+
+
+def test_data_that_change_under_a_run_are_named(moved, data, tmp_path):
+    run = tmp_path / "run"
+    guard_data(moved, run)
+    guard_data(moved, run)
+    known = (run / DATA).read_bytes()
+    dev = data / "dev.tsv"
+    lines = dev.read_text().splitlines(keepends=True)
+    dev.write_text("".join(reversed(lines)))
+    with pytest.raises(
+        RecipeError,
+        match=r"run began with other texts or labels .data.validation.0. dev.tsv changed.: put",
+    ):
+        guard_data(moved, run)
+    assert (run / DATA).read_bytes() == known
+    dev.write_text("".join(lines))
+    guard_data(moved, run)
+
+
+def test_a_label_is_part_of_the_data(moved, data, tmp_path):
+    guard_data(moved, tmp_path)
+    train = data / "train.tsv"
+    text, label = train.read_text().splitlines()[0].split("\t")
+    rest = train.read_text().split("\n", 1)[1]
+    train.write_text(f"{text}\t{1 - int(label)}\n{rest}")
+    with pytest.raises(RecipeError, match=r"data.train.0. train.tsv changed"):
+        guard_data(moved, tmp_path)
+
+
+def test_where_they_lie_does_not_matter(recipe, moved, tmp_path):
+    guard_data(recipe, tmp_path)
+    guard_data(moved, tmp_path)
