@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from training.runtime import write_json
 
 LOCK = ".lock"  # its file stays; the lock ends with the process, however that ends
 RECIPE, DATA = "recipe.json", "data.json"
+# Names under which files and bundles are written before they get their own.
+HALF_WRITTEN = re.compile(r"\..+\.\d+|.+\.tmp-\d+-[0-9a-f]{8}")
 
 
 @contextlib.contextmanager
 def hold(run: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder.
+    """Keeps other processes out of a run's folder, and clears away what killed ones left half done.
 
     Two that train in one folder would take turns in overwriting each other's checkpoint.
 
@@ -39,9 +43,18 @@ def hold(run: Path) -> Iterator[None]:
             "--set name=NAME"
         ) from None
     try:
+        _sweep(run)
         yield
     finally:
         lock.release()
+
+
+def _sweep(run: Path) -> None:
+    for path in [path for path in run.rglob("*") if HALF_WRITTEN.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def guard_recipe(recipe: Recipe, run: Path) -> None:

@@ -51,6 +51,37 @@ def test_one_process_at_a_time(recipe_path, tmp_path):
         pass
 
 
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
+    left = [
+        tmp_path / "blackbox" / ".checkpoint.pt.4711",
+        tmp_path / ".recipe.json.1",
+        tmp_path / "bundle.tmp-4711-0a1b2c3d" / "model.onnx",
+    ]
+    kept = [
+        tmp_path / "blackbox" / "checkpoint.pt",
+        tmp_path / "blackbox" / ".hidden",
+        tmp_path / "feedback-1.json",
+        tmp_path / "notes.tmp-1",
+    ]
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    with hold(tmp_path):
+        assert not any(path.exists() for path in left)
+        assert not (tmp_path / "bundle.tmp-4711-0a1b2c3d").exists()
+        assert all(path.exists() for path in kept)
+
+
+def test_what_is_being_written_by_the_holder_stays(tmp_path):
+    """Somebody who is turned away clears nothing."""
+    writing = tmp_path / ".checkpoint.pt.4711"
+    with hold(tmp_path):
+        writing.write_text("")
+        with pytest.raises(RecipeError, match="another process"), hold(tmp_path):
+            pass
+        assert writing.exists()
+
+
 def test_data_that_change_under_a_run_are_named(moved, data, tmp_path):
     run = tmp_path / "run"
     guard_data(moved, run)

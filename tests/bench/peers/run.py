@@ -12,7 +12,8 @@ ours, but classifies texts only with its Hugging Face runtime: it is not measure
 Environments are made in DIR once, with the versions of constraints.txt. With --borrow they see the
 packages of this interpreter and only what a peer adds is installed, so that torch is not fetched
 again. Before the load each peer answers a few texts, and how many labels and rationales are ours is
-in the JSON and in the table; --check ends there. L2E_DEVICE chooses the device of our own server.
+in the JSON and in the table; --check ends there. L2E_DEVICE chooses the device of our own server,
+L2E_THREADS how many threads each server has.
 """
 
 from __future__ import annotations
@@ -147,11 +148,16 @@ def main() -> None:
         "cores": cores.to_dict(),
         "bundle": explainer.bundle.digest,
         "precision": explainer.session.precision or explainer.bundle.manifest.precision,
-        "runtime": {"device": explainer.session.device, "threads": cores.threads()},
+        "runtime": {"device": explainer.session.device, "threads": threads_of(cores)},
         "seconds": options.seconds,
         "servers": servers,
     }
     finish(result, options.json, None if options.check else peers_to_markdown)
+
+
+def threads_of(cores: Cores) -> int:
+    """How many threads each server gets: what L2E_THREADS asks for, or one for each processor."""
+    return min(Settings().threads or cores.threads(), cores.threads())
 
 
 def interpreter(peer: Peer, folder: Path, *, borrow: bool) -> str:
@@ -189,7 +195,8 @@ def _served(
     """Starts a peer; yields its port."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {"L2E_BUNDLE": str(bundle), "PEER_BUNDLE": str(bundle), **peer.environment}
-    environment["OMP_NUM_THREADS"] = str(cores.threads())
+    threads = str(threads_of(cores))
+    environment |= {"L2E_THREADS": threads, "PEER_THREADS": threads, "OMP_NUM_THREADS": threads}
     with tempfile.TemporaryDirectory() as folder:
         command = [python, *peer.command]
         if peer.home == "infinity":

@@ -2,7 +2,7 @@
 
 Texts are cut, batched and decoded by our own code, so that a peer differs from us in its runtime
 and in how it serves, and in nothing else. The settings come from the environment: PEER_BUNDLE,
-PEER_PRECISION (fp32 or bf16) and PEER_PORT.
+PEER_PRECISION (fp32 or bf16), PEER_THREADS and PEER_PORT.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ class TorchSession:
 
 
 def torch_explainer() -> Explainer:
-    """The bundle of the environment, in torch, on all threads that this process can keep busy."""
+    """The bundle of the environment, in torch, on as many threads as that says."""
     tune_memory()
-    use_threads()
+    if threads := os.environ.get("PEER_THREADS"):
+        torch.set_num_threads(int(threads))
+    else:
+        use_threads()
     bundle = load(Path(os.environ["PEER_BUNDLE"]))
     session = TorchSession(bundle, os.environ.get("PEER_PRECISION", "fp32"))
     return Explainer(bundle, cast("OnnxSession", session))
