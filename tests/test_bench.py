@@ -4,15 +4,13 @@ import asyncio
 import dataclasses
 import json
 import os
-import shutil
 import socket
-import subprocess
 
 import numpy as np
 import pytest
 
 from models.answer import Row
-from tests.bench.curl import PROGRAM, ask_by_curl
+from tests.bench.curl import ask_by_curl, lacks_curl
 from tests.bench.http import Bench, measure
 from tests.bench.invariance import (
     Company,
@@ -41,7 +39,7 @@ from tests.bench.servers import SERVICE, Cores, running_on, server, share_cores
 from tests.bench.stream import stream_slowly
 from training.evaluation.speed_report import peers_to_markdown, serving_to_markdown
 
-needs_curl = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"no {PROGRAM}")
+needs_curl = pytest.mark.skipif(lacks_curl() is not None, reason=str(lacks_curl()))
 
 
 def row(tokens, *, explain=True):
@@ -113,6 +111,13 @@ def test_a_steady_clock_has_equal_gaps():
     assert clock(4.0, 1.5, poisson=False).tolist() == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
 
 
+def test_a_clock_sends_whole_rounds():
+    assert len(clock(4.0, 1.5, poisson=False, whole=4)) == 8
+    assert len(clock(4.0, 1.4, poisson=True, whole=4)) == 4
+    assert len(clock(0.1, 1.0, poisson=False, whole=3)) == 3
+    assert not len(clock(0.0, 9.0, poisson=False, whole=3))
+
+
 def test_a_poisson_clock_has_exponential_gaps_and_a_seed():
     due = clock(50.0, 200.0, poisson=True, seed=1)
     gaps = np.diff(due)
@@ -153,7 +158,7 @@ def test_curl_asks_again_and_again_on_one_connection(running):
 def test_curl_says_that_nobody_answers():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
-        with pytest.raises(subprocess.CalledProcessError):
+        with pytest.raises(RuntimeError, match="connect"):
             ask_by_curl(taken.getsockname()[1], "/predict", {"text": "a"}, 1)
 
 

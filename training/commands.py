@@ -46,12 +46,10 @@ from training.evaluation.report import (
 )
 from training.evaluation.shards import texts_digest
 from training.evaluation.speed_report import bench_to_markdown
-from training.guard import guard_data, guard_recipe, hold
+from training.guard import guard_data, guard_recipe, hold, learns
 from training.recipe import read_comparison, read_recipe, read_study
 from training.runtime import native_precision, tune_memory, use_threads, write_json, write_text
 from training.stages import STAGES
-
-READERS = ("run", "train", "attribute", "distill")  # of the texts that are learnt from
 
 
 def run_recipe(path: Path, overrides: Sequence[str], runs: Path, verb: str) -> int:
@@ -62,7 +60,7 @@ def run_recipe(path: Path, overrides: Sequence[str], runs: Path, verb: str) -> i
     _check(recipe, with_data=verb == "run")
     with hold(run):
         guard_recipe(recipe, run)
-        if verb in READERS and not (run / "explainer" / "metrics.json").exists():
+        if learns(run, verb):
             guard_data(recipe, run)
         for name, stage in STAGES.items():
             if verb in ("run", name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,16 @@ from training.runtime import write_json
 
 LOCK = ".lock"  # its file stays; the lock ends with the process, however that ends
 RECIPE, DATA = "recipe.json", "data.json"
-# Names under which files and bundles are written before they get their own.
-HALF_WRITTEN = re.compile(r"\..+\.\d+|.+\.tmp-\d+-[0-9a-f]{8}")
+# What each stage that learns from texts leaves when it is done.
+LEARNT = {
+    "train": "blackbox/metrics.json",
+    "attribute": "attributions/metrics.json",
+    "distill": "explainer/metrics.json",
+    "export": "bundle/manifest.json",
+}
+# Names under which files and bundles are written before they get their own; and a bundle that was
+# just being replaced.
+HALF_WRITTEN = re.compile(r"\..+\.\d+|.+\.tmp-\d+-[0-9a-f]{8}(-old)?")
 
 
 @contextlib.contextmanager
@@ -40,7 +49,7 @@ def hold(run: Path) -> Iterator[None]:
     except Timeout:
         raise RecipeError(
             f"{run}: another process works there: wait for it, or choose another folder with "
-            "--set name=NAME"
+            "--runs DIR"
         ) from None
     try:
         _sweep(run)
@@ -50,11 +59,16 @@ def hold(run: Path) -> Iterator[None]:
 
 
 def _sweep(run: Path) -> None:
-    for path in [path for path in run.rglob("*") if HALF_WRITTEN.fullmatch(path.name)]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    for home, folders, files in os.walk(run):
+        here = Path(home)
+        # A run inside of this one, as a study has them, is not ours to clear.
+        folders[:] = [name for name in folders if not (here / name / LOCK).exists()]
+        for name in [name for name in folders if HALF_WRITTEN.fullmatch(name)]:
+            folders.remove(name)
+            shutil.rmtree(here / name, ignore_errors=True)
+        for name in files:
+            if HALF_WRITTEN.fullmatch(name):
+                (here / name).unlink(missing_ok=True)
 
 
 def guard_recipe(recipe: Recipe, run: Path) -> None:
@@ -68,7 +82,10 @@ def guard_recipe(recipe: Recipe, run: Path) -> None:
     """
     path, mine = run / RECIPE, json.loads(json.dumps(recipe.to_dict()))
     if path.exists():
-        theirs = with_defaults(json.loads(path.read_text(encoding="utf-8")))
+        written = json.loads(path.read_text(encoding="utf-8"))
+        if written == mine:
+            return
+        theirs = with_defaults(written)
         theirs["explainer"]["keep_gb"] = mine["explainer"]["keep_gb"]
         changed = [key for key in mine if key != "evaluation" and mine[key] != theirs.get(key)]
         if changed:
@@ -79,17 +96,24 @@ def guard_recipe(recipe: Recipe, run: Path) -> None:
     write_json(path, mine)
 
 
+def learns(run: Path, verb: str) -> bool:
+    """Whether a verb has yet to learn from texts in a run's folder; `run` is all stages."""
+    stages = [stage for stage in LEARNT if verb in ("run", stage)]
+    return any(not (run / LEARNT[stage]).exists() for stage in stages)
+
+
 def guard_data(recipe: Recipe, run: Path) -> None:
     """Writes down what a new run learns from; refuses a folder that began with other texts.
 
     A classifier of yesterday's texts, attributed and distilled on today's, would be nobody's
-    result. A folder from before this was written down takes what there is now.
+    result. Where nothing has been learnt there is nothing to refuse, and a folder from before this
+    was written down takes what there is now.
 
     Raises:
         RecipeError: naming the folder and the data.
     """
     path, mine = run / DATA, _digests(recipe)
-    if path.exists():
+    if path.exists() and any((run / "blackbox").glob("*")):
         theirs = json.loads(path.read_text(encoding="utf-8"))
         changed = [part for part, found in mine.items() if found != theirs.get(part)]
         if changed:

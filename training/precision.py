@@ -24,7 +24,9 @@ from models.explainer import Explainer
 from models.session import OnnxSession
 from models.text import TextEncoder
 from training.agreement import Comparison, compare
-from training.data import Example, load, sample
+from training.config import DataSource, Recipe
+from training.data import load, sample
+from training.guard import guard_data, hold
 from training.half import to_half
 from training.integer import measure_ranges, to_int8
 from training.recipe import read_recipe
@@ -55,29 +57,31 @@ def export_as(recipe_path: Path, overrides: Sequence[str], runs: Path, precision
     recipe = read_recipe(recipe_path, overrides)
     run = runs / recipe.name
     path = run / f"bundle-{precision}"
-    bundle = bundles.load(run / "bundle")
-    if (path / bundles.MANIFEST).exists():
-        found = bundles.load(path).manifest.card.get("precision", {})
-        if found.get("derived_from") == bundle.digest:
-            return path
-
-    def draw(part: str, limit: int) -> list[Example]:
-        sources = getattr(recipe.data, part)
-        share = -(-limit // len(sources))
-        return [
-            example
-            for source in sources
-            for example in sample(load(source, recipe.data.labels, recipe.data.root), share, 0)
-        ]
-
-    derive(
-        bundle,
-        precision,
-        calibration=[example.text for example in draw("train", CALIBRATION_TEXTS)],
-        validation=[example.text for example in draw("validation", COMPARED_TEXTS)],
-        path=path,
-    )
+    with hold(run):
+        bundle = bundles.load(run / "bundle")
+        if (path / bundles.MANIFEST).exists():
+            found = bundles.load(path).manifest.card.get("precision", {})
+            if found.get("derived_from") == bundle.digest:
+                return path
+        guard_data(recipe, run)
+        derive(
+            bundle,
+            precision,
+            calibration=_draw(recipe, recipe.data.train, CALIBRATION_TEXTS),
+            validation=_draw(recipe, recipe.data.validation, COMPARED_TEXTS),
+            path=path,
+        )
     return path
+
+
+def _draw(recipe: Recipe, sources: Sequence[DataSource], limit: int) -> list[str]:
+    """Draws texts, from each source as many."""
+    share = -(-limit // len(sources))
+    return [
+        example.text
+        for source in sources
+        for example in sample(load(source, recipe.data.labels, recipe.data.root), share, 0)
+    ]
 
 
 def derive(

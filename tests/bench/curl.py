@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 
 from tests.bench.load import Load
 from training.evaluation.timing import server_timing
 
-PROGRAM = "curl"  # 7.84 or newer, which can print a header
+PROGRAM = "curl"
+OLDEST = (7, 84)  # which can print a header
+
+
+def lacks_curl() -> str | None:
+    """Says in one line what is missing on this machine; None where nothing is."""
+    if shutil.which(PROGRAM) is None:
+        return f"no {PROGRAM} on this machine: install it"
+    told = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"(\d+)\.(\d+)", told)
+    if found is None or tuple(map(int, found.groups())) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        return f"{told.splitlines()[0]}: install {PROGRAM} {needed} or newer"
+    return None
 
 
 def ask_by_curl(port: int, path: str, value: object, count: int) -> Load:
@@ -24,11 +39,12 @@ def ask_by_curl(port: int, path: str, value: object, count: int) -> Load:
         Latencies as curl measures them, from the start of a request to the end of its answer.
 
     Raises:
-        subprocess.CalledProcessError: a request had no answer.
+        RuntimeError: a request had no answer; in curl's words.
     """
     found = subprocess.run(
         [
-            PROGRAM, "--silent", "--show-error", "--fail-early", "--noproxy", "*",
+            PROGRAM, "--disable",  # first, or a file in the home folder has a say
+            "--silent", "--show-error", "--fail-early", "--noproxy", "*",
             "--header", "Content-Type: application/json",
             "--data-binary", json.dumps(value),
             "--output", "/dev/null",
@@ -36,8 +52,10 @@ def ask_by_curl(port: int, path: str, value: object, count: int) -> Load:
             # Its own numbering of addresses is what makes it ask so often.
             f"http://127.0.0.1:{port}{path}?number=[0-{count}]",
         ],
-        check=True, capture_output=True, text=True,
+        check=False, capture_output=True, text=True,
     )  # fmt: skip
+    if found.returncode:
+        raise RuntimeError(found.stderr.strip() or f"{PROGRAM} ended with {found.returncode}")
     load = Load()
     for line in found.stdout.splitlines()[1:]:
         status, connects, seconds, stages = line.split(" ", 3)

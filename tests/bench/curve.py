@@ -29,7 +29,7 @@ from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.machine import machine
 from training.evaluation.picture import COLOURS, GREY, drawing, to_svg
 from training.evaluation.shards import texts_digest
-from training.guard import guard_data, guard_recipe
+from training.guard import guard_data, guard_recipe, hold
 from training.recipe import read_recipe
 from training.runtime import tune_memory, use_threads, write_json, write_text
 from training.stages import attribute, distill_explainer, export, train
@@ -137,6 +137,13 @@ def run_point(
         and `ratio` of a reply over the classifier with `reply_ms`, by tokens.
     """
     run = home / recipe.name
+    with hold(home), hold(run):
+        return _measure_point(recipe, home, run, evaluation, setting, plan)
+
+
+def _measure_point(
+    recipe: Recipe, home: Path, run: Path, evaluation: str, setting: Setting, plan: Plan
+) -> dict[str, Any]:
     guard_recipe(recipe, run)
     # What all points have in common must be the same, too.
     guard_recipe(replace(recipe, name=home.name, explainer=Student()), home)

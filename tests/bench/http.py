@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from models.answer import run_rows
 from models.explainer import Explainer
 from models.text import plan_batches
 from service.settings import Settings
-from tests.bench.curl import PROGRAM, ask_by_curl
+from tests.bench.curl import ask_by_curl, lacks_curl
 from tests.bench.latency import SHARE, against_queue, alike, first_rows, summary
 from tests.bench.load import (
     WARM,
@@ -71,8 +70,8 @@ class Bench:
         explainer: the same bundle in this process, loaded on the server's cores.
         texts: of many lengths.
         cores: who runs where.
-        seconds: of a flood, all its passes together.
-        load_seconds: of requests that arrive by a clock.
+        seconds: of a flood, all its passes together, at least: a pass sends all texts.
+        load_seconds: of requests that arrive by a clock, about.
         passes: that a flood is cut into.
     """
 
@@ -89,14 +88,18 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="The service under load.")
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each flood")
-    parser.add_argument("--load-seconds", type=float, default=60.0, help="of each clock")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="of each flood at least, in whole rounds"
+    )
+    parser.add_argument(
+        "--load-seconds", type=float, default=60.0, help="of each clock about, in whole rounds"
+    )
     parser.add_argument("--passes", type=int, default=5, help="that a flood is cut into")
     parser.add_argument("--pin", action="store_true", help="cores of their own for both sides")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if shutil.which(PROGRAM) is None:
-        parser.error(f"no {PROGRAM} on this machine: install it")
+    if lacking := lacks_curl():
+        parser.error(lacking)
     cores = pin_cores() if options.pin else share_cores()
     with running_on(cores.server):  # its threads stay there
         explainer = Explainer.load(
@@ -164,7 +167,7 @@ async def clocks(bench: Bench, single: Sequence[bytes], rate: float) -> dict[str
     lengths = [row.bucket for several in (*rows, *others) for row in several]
     with running_on(bench.cores.server):
         times = measure_batches(bench.explainer, lengths, bench.explainer.session.batch_tokens)
-    alone = (await in_turn(bench.port, single[:200])).quantile(0.5)
+    alone = (await in_turn(bench.port, single)).quantile(0.5)
     loads: dict[str, Any] = {}
     for name, share, poisson in (
         ("load_70_constant", SHARE, False),
@@ -172,7 +175,7 @@ async def clocks(bench: Bench, single: Sequence[bytes], rate: float) -> dict[str
         ("load_200", 2.0, False),
     ):
         say(name)
-        due = clock(share * rate, bench.load_seconds, poisson=poisson)
+        due = clock(share * rate, bench.load_seconds, poisson=poisson, whole=len(single))
         found = await arrivals(bench.port, single, due.tolist())
         loads[name] = summary(found, alone)
         if share < 1:

@@ -80,7 +80,7 @@ async def alike(
     requests = [predict(text) for text in texts]
     idle = (await in_turn(port, requests)).quantile(0.5)
     busy = await flood(port, requests, seconds)
-    due = clock(SHARE * busy.rate, load_seconds, poisson=False)
+    due = clock(SHARE * busy.rate, load_seconds, poisson=False, whole=len(requests))
     found = await arrivals(port, requests, due.tolist())
     told = {"texts_per_second": round(busy.rate, 1), **summary(found, idle)}
     rows = [first_rows(explainer, text) for text in texts]

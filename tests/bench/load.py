@@ -181,18 +181,22 @@ async def flood(
     return load
 
 
-def clock(rate: float, seconds: float, *, poisson: bool, seed: int = 0) -> npt.NDArray[np.float64]:
+def clock(
+    rate: float, seconds: float, *, poisson: bool, whole: int = 1, seed: int = 0
+) -> npt.NDArray[np.float64]:
     """When requests are due, in seconds from the start, float64 [rate x seconds].
 
     Args:
         rate: requests a second; with 0 none is ever due.
         seconds: about how long.
         poisson: with exponential gaps, else with equal ones.
+        whole: requests of a round: there are as many rounds as come nearest to the seconds, one at
+            least, so that each request is sent as often as the others.
         seed: of the gaps.
     """
-    count = int(rate * seconds)
-    if not count:
+    if not rate:
         return np.zeros(0)
+    count = whole * max(1, round(rate * seconds / whole))
     if not poisson:
         return np.arange(1, count + 1) / rate
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))

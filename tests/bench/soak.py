@@ -121,9 +121,17 @@ def _length(rng: np.random.Generator, longest: int) -> int:
 
 
 def stream(found: Server, items: int, lines_per_second: float) -> dict[str, Any]:
-    """Items through /predict/stream, whose answers are read slowly."""
+    """Items through /predict/stream, whose answers are read slowly.
+
+    Raises:
+        RuntimeError: the buffers of the sockets held so much that nothing is said of the server.
+    """
     with MemoryWatch(found.pid) as watch:
         told = asyncio.run(stream_slowly(found.port, items, lines_per_second))
+    if told["most_ahead"] > items / 2:
+        raise RuntimeError(
+            f"{told['most_ahead']:,} of {items:,} items were on their way at once: ask for more"
+        )
     return {**told, "memory": watch.summary()}
 
 

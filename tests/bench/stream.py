@@ -15,6 +15,7 @@ from tests.bench.texts import random_text
 
 _BUFFER = 8_192  # bytes that lie in the client, so that the server notices a slow reader soon
 _PAUSE = 0.2  # seconds between two readings
+_BYTES = 4_000  # of an item, blanks between its words for the most part: sockets hold megabytes
 _HEAD = (
     b"POST /predict/stream HTTP/1.1\r\nHost: l2e\r\nContent-Type: application/x-ndjson\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
@@ -25,8 +26,8 @@ async def stream_slowly(port: int, items: int, lines_per_second: float) -> dict[
     """Sends items and reads so many lines a second.
 
     Returns:
-        `items`, the server's `summary`, `seconds`, and `most_ahead`: how many items were sent at
-        most whose answers had not been read, which is what server and sockets held.
+        `items`, `sent_mb`, the server's `summary`, `seconds`, and `most_ahead`: how many items were
+        sent at most whose answers had not been read, which is what server and sockets held.
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
@@ -34,16 +35,16 @@ async def stream_slowly(port: int, items: int, lines_per_second: float) -> dict[
     sock.connect(("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(sock=sock, limit=_BUFFER)
     writer.transport.set_write_buffer_limits(high=_BUFFER)
-    sent = read = most_ahead = 0
+    sent = sent_bytes = read = most_ahead = 0
     started = time.monotonic()
 
     async def send() -> None:
-        nonlocal sent
+        nonlocal sent, sent_bytes
         rng = np.random.default_rng(0)
         writer.write(_HEAD)
         for number in range(items):
-            item = {"id": str(number), "text": random_text(rng, int(rng.integers(4, 40)))}
-            line = json.dumps(item).encode() + b"\n"
+            line = json.dumps({"id": str(number), "text": wide_text(rng)}).encode() + b"\n"
+            sent_bytes += len(line)
             writer.write(b"%x\r\n%s\r\n" % (len(line), line))
             await writer.drain()
             sent += 1
@@ -64,7 +65,20 @@ async def stream_slowly(port: int, items: int, lines_per_second: float) -> dict[
     if last.get("summary", {}).get("ok") != items:
         raise RuntimeError(f"{items} items were sent, and the stream ended with {last}")
     seconds = round(time.monotonic() - started, 1)
-    return {"items": items, "seconds": seconds, "most_ahead": most_ahead, **last}
+    return {
+        "items": items,
+        "sent_mb": round(sent_bytes / 1e6, 1),
+        "seconds": seconds,
+        "most_ahead": most_ahead,
+        **last,
+    }
+
+
+def wide_text(rng: np.random.Generator) -> str:
+    """A few words, far from each other."""
+    words = random_text(rng, int(rng.integers(4, 40))).split()
+    blanks = " " * ((_BYTES - sum(map(len, words))) // len(words))
+    return blanks.join(words)
 
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:

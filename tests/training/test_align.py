@@ -24,6 +24,7 @@ from training.evaluation.align_result import TESTED, collect, compare_rows, to_j
 from training.evaluation.plausibility import PLAUSIBILITY
 from training.evaluation.report import alignment_to_markdown
 from training.evaluation.significance import compare_systems, holm
+from training.guard import hold
 from training.recipe import read_study
 
 WORDS = {"NEG": ("awful", "dull", "weak"), "POS": ("great", "moving", "funny")}
@@ -274,6 +275,13 @@ def test_the_classifier_that_a_row_goes_on_from_is_trained_first(align, tmp_path
     assert [row["name"] for row in found.result["rows"]] == ["ours"]
     assert {path.name for path in (tmp_path / "few").iterdir()} == {"bag-3", "ours-0"}
     assert not (tmp_path / "few" / "bag-3" / "alignment.json").exists()
+    # Another process may be explaining it meanwhile.
+    with hold(tmp_path / "few" / "bag-3"):
+        again = align(tmp_path, *BASED, "--set", "seeds=[1]", "--only", "ours")
+        assert again.status == 0
+    (tmp_path / "few" / "ours-0" / "alignment.json").unlink()
+    with hold(tmp_path / "few" / "ours-0"):
+        assert "another process works there" in align(tmp_path, *BASED, "--only", "ours").said
 
 
 def test_a_request_is_known_before_training_and_by_all_that_matters(home, tmp_path):

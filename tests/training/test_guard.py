@@ -41,7 +41,7 @@ def test_one_process_at_a_time(recipe_path, tmp_path):
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RecipeError, match=r"tiny: another process works there: .*--set name"):
+        with pytest.raises(RecipeError, match=r"tiny: another process works there: .*--runs DIR"):
             run_recipe(recipe_path, [], tmp_path, "train")
         assert [path.name for path in run.iterdir()] == [LOCK]
         holder.send_signal(signal.SIGKILL)
@@ -56,8 +56,11 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
         tmp_path / "blackbox" / ".checkpoint.pt.4711",
         tmp_path / ".recipe.json.1",
         tmp_path / "bundle.tmp-4711-0a1b2c3d" / "model.onnx",
+        tmp_path / "bundle.tmp-4711-0a1b2c3d-old" / "model.onnx",
     ]
     kept = [
+        tmp_path / "row-0" / LOCK,  # a run of its own
+        tmp_path / "row-0" / ".recipe.json.4711",
         tmp_path / "blackbox" / "checkpoint.pt",
         tmp_path / "blackbox" / ".hidden",
         tmp_path / "feedback-1.json",
@@ -82,8 +85,24 @@ def test_what_is_being_written_by_the_holder_stays(tmp_path):
         assert writing.exists()
 
 
-def test_data_that_change_under_a_run_are_named(moved, data, tmp_path):
-    run = tmp_path / "run"
+@pytest.fixture
+def run(tmp_path):
+    """A folder in which something has been learnt."""
+    path = tmp_path / "run" / "blackbox" / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return tmp_path / "run"
+
+
+def test_before_anything_is_learnt_the_data_may_be_mended(moved, data, tmp_path):
+    guard_data(moved, tmp_path)
+    known = (tmp_path / DATA).read_bytes()
+    (data / "dev.tsv").write_text("a great film\t1\n")
+    guard_data(moved, tmp_path)
+    assert (tmp_path / DATA).read_bytes() != known
+
+
+def test_data_that_change_under_a_run_are_named(moved, data, run):
     guard_data(moved, run)
     guard_data(moved, run)
     known = (run / DATA).read_bytes()
@@ -100,16 +119,16 @@ def test_data_that_change_under_a_run_are_named(moved, data, tmp_path):
     guard_data(moved, run)
 
 
-def test_a_label_is_part_of_the_data(moved, data, tmp_path):
-    guard_data(moved, tmp_path)
+def test_a_label_is_part_of_the_data(moved, data, run):
+    guard_data(moved, run)
     train = data / "train.tsv"
     text, label = train.read_text().splitlines()[0].split("\t")
     rest = train.read_text().split("\n", 1)[1]
     train.write_text(f"{text}\t{1 - int(label)}\n{rest}")
     with pytest.raises(RecipeError, match=r"data.train.0. train.tsv changed"):
-        guard_data(moved, tmp_path)
+        guard_data(moved, run)
 
 
-def test_where_they_lie_does_not_matter(recipe, moved, tmp_path):
-    guard_data(recipe, tmp_path)
-    guard_data(moved, tmp_path)
+def test_where_they_lie_does_not_matter(recipe, moved, run):
+    guard_data(recipe, run)
+    guard_data(moved, run)

@@ -26,7 +26,7 @@ from training.evaluation.align_request import check_request, note_request, reque
 from training.evaluation.align_result import Results, collect, unfinished
 from training.evaluation.alignment import first_chunk, measure_alignment, rationale_share
 from training.evaluation.classification import measure_classification
-from training.guard import guard_recipe, hold
+from training.guard import LEARNT, guard_recipe, hold
 from training.runtime import write_json
 from training.stages import load_black_box, train
 
@@ -106,8 +106,11 @@ def run_trial(trial: Trial, trials: Sequence[Trial], texts: Texts) -> dict[str, 
         texts; `train_seconds`, and of these `feedback_seconds`; `metrics` and `documents` (see
         `measure_alignment`, empty without teachers) and `setting`, which says what was judged.
     """
-    _train(trial, trials, texts)
+    base = base_of(trial, trials)
+    if base is not None:
+        _train_base(base, trials, texts)
     with hold(trial.run):
+        _train(trial, trials, texts)
         task = _Task.of(trial, texts)
         found = task.stored()
         if found is None:
@@ -116,14 +119,21 @@ def run_trial(trial: Trial, trials: Sequence[Trial], texts: Texts) -> dict[str, 
     return found
 
 
-def _train(trial: Trial, trials: Sequence[Trial], texts: Texts) -> None:
-    base = base_of(trial, trials)
-    if base is not None:
+def _train_base(base: Trial, trials: Sequence[Trial], texts: Texts) -> None:
+    """Trains what others go on from, unless it is: another process may be explaining it."""
+    if (base.run / LEARNT["train"]).exists():
+        return
+    below = base_of(base, trials)
+    if below is not None:
+        _train_base(below, trials, texts)
+    with hold(base.run):
         _train(base, trials, texts)
-    with hold(trial.run):
-        guard_recipe(trial.recipe, trial.run)
-        note_request(trial, trials, texts)
-        train(trial.recipe, trial.run)
+
+
+def _train(trial: Trial, trials: Sequence[Trial], texts: Texts) -> None:
+    guard_recipe(trial.recipe, trial.run)
+    note_request(trial, trials, texts)
+    train(trial.recipe, trial.run)
 
 
 def finished_trial(trial: Trial, texts: Texts) -> dict[str, Any] | None:

@@ -122,7 +122,9 @@ def main() -> None:
     parser.add_argument("--borrow", action="store_true", help="see this interpreter's packages")
     parser.add_argument("--check", action="store_true", help="a few texts each, no load")
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each flood and clock")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="of each flood and clock, in whole rounds"
+    )
     parser.add_argument("--pin", action="store_true", help="cores of their own for both sides")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -248,9 +250,9 @@ async def measure(peer: Peer, port: int, seconds: float) -> dict[str, Any]:
     requests = [peer.request(text) for text in mixed_texts(400, seed=0)]
     await flood(port, requests[:WARM], min(2.0, seconds))
     idle = await in_turn(port, [peer.request(SHORT)] * 100)
-    alone = (await in_turn(port, requests[:100])).quantile(0.5)
+    alone = (await in_turn(port, requests)).quantile(0.5)
     busy = await flood(port, requests, seconds)
-    due = clock(0.7 * busy.rate, seconds, poisson=True)
+    due = clock(0.7 * busy.rate, seconds, poisson=True, whole=len(requests))
     return {
         "idle_p50_ms": rounded(idle.quantile(0.5), 2),
         "texts_per_second": round(busy.rate, 2),
