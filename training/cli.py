@@ -39,7 +39,7 @@ offered: its scales follow the batch, so a text's answer would depend on other t
 # Every module of the extra that the training half cannot start without.
 TRAINING = (
     *("torch", "transformers", "lime", "captum", "pyarrow", "scipy", "sklearn", "safetensors"),
-    *("onnx", "onnxscript", "tqdm", "matplotlib", *SERVING),
+    *("filelock", "onnx", "onnxscript", "tqdm", "matplotlib", *SERVING),
 )
 # What stands beside a RECIPE.toml; the recipe itself says the rest.
 BESIDE_RECIPE = ("recipe", "set", "runs", "debug")
