@@ -28,9 +28,10 @@ LEARNT = {
     "distill": "explainer/metrics.json",
     "export": "bundle/manifest.json",
 }
-# Names under which files and bundles are written before they get their own; and a bundle that was
-# just being replaced.
-HALF_WRITTEN = re.compile(r"\..+\.\d+|.+\.tmp-\d+-[0-9a-f]{8}(-old)?")
+# Names under which files and bundles are written before they get their own; and that of a whole
+# bundle while another one takes its place.
+HALF_WRITTEN = re.compile(r"\..+\.\d+|.+\.tmp-\d+-[0-9a-f]{8}")
+REPLACED = re.compile(r"(.+)\.tmp-\d+-[0-9a-f]{8}-old")
 
 
 @contextlib.contextmanager
@@ -63,9 +64,12 @@ def _sweep(run: Path) -> None:
         here = Path(home)
         # A run inside of this one, as a study has them, is not ours to clear.
         folders[:] = [name for name in folders if not (here / name / LOCK).exists()]
-        for name in [name for name in folders if HALF_WRITTEN.fullmatch(name)]:
-            folders.remove(name)
-            shutil.rmtree(here / name, ignore_errors=True)
+        for name in folders:
+            replaced = REPLACED.fullmatch(name)
+            if replaced and not (here / replaced[1]).exists():
+                (here / name).rename(here / replaced[1])
+            elif replaced or HALF_WRITTEN.fullmatch(name):
+                shutil.rmtree(here / name, ignore_errors=True)
         for name in files:
             if HALF_WRITTEN.fullmatch(name):
                 (here / name).unlink(missing_ok=True)

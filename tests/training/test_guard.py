@@ -59,6 +59,7 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
         tmp_path / "bundle.tmp-4711-0a1b2c3d-old" / "model.onnx",
     ]
     kept = [
+        tmp_path / "bundle" / "model.onnx",
         tmp_path / "row-0" / LOCK,  # a run of its own
         tmp_path / "row-0" / ".recipe.json.4711",
         tmp_path / "blackbox" / "checkpoint.pt",
@@ -73,6 +74,16 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
         assert not any(path.exists() for path in left)
         assert not (tmp_path / "bundle.tmp-4711-0a1b2c3d").exists()
         assert all(path.exists() for path in kept)
+
+
+def test_a_bundle_whose_place_nothing_took_gets_it_back(tmp_path):
+    """Killed between the two renames of `models.bundle.save`."""
+    old = tmp_path / "bundle.tmp-4711-0a1b2c3d-old"
+    old.mkdir()
+    (old / "model.onnx").write_text("whole")
+    with hold(tmp_path):
+        assert (tmp_path / "bundle" / "model.onnx").read_text() == "whole"
+        assert not old.exists()
 
 
 def test_what_is_being_written_by_the_holder_stays(tmp_path):
