@@ -129,7 +129,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class RationaleLayer:
-    """A layer that picks the words to decide from, trained on human rationales."""
+    """A layer that picks the words to decide from, or lets them vote, trained on rationales."""
 
     weight: float = 1.0  # of its loss beside that of the labels; 0 learns from the labels alone
     dropout: float = 0.1  # of what was picked
@@ -139,6 +139,8 @@ class RationaleLayer:
     # Of `rationale`: `softmax` averages the states of the words that a layer picks, `evidence`
     # sums the votes of all words; see `cnn.pooling` for a CNN's.
     pooling: Literal["softmax", "evidence"] = "softmax"
+    # Of votes, which are chances: with 2 one of .9 weighs as much as nine of .3, with 1 as three.
+    power: float = 1.0
     random: bool = False  # a control: as much text is marked at random in place of what people did
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from training.config import NO_COPIES, BlackBox, RecipeError
@@ -85,6 +86,7 @@ def _rationale_demands(settings: BlackBox) -> dict[str, bool]:
         "blackbox: rationale: give weight of at least 0 and pos_weight of more than 0": (
             rationale.weight >= 0 and rationale.pos_weight > 0
         ),
+        "blackbox: rationale: power: give at least 1, finite": (1 <= rationale.power < math.inf),
         "blackbox: rationale: pooling is for architecture rationale; a cnn has its own": (
             rationale.pooling == "softmax" or settings.architecture == "rationale"
         ),

@@ -13,7 +13,7 @@ from training.blackbox.evidence import SILENT, WORTH
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.source import BlackBoxSource
 from training.blackbox.vocabulary import SPECIAL_TOKENS, word_tokenizer
-from training.config import NEUTRAL, BlackBox, Cnn
+from training.config import NEUTRAL, BlackBox, Cnn, RationaleLayer
 from training.data import DataError
 
 TEXTS = ["the film was great .", "the plot was awful and very dull ."]
@@ -96,6 +96,27 @@ def test_words_of_a_cnn_begin_to_vote(settings, black_box, tmp_path):
     found.save(tmp_path / "voting")
     again = HuggingFaceBlackBox.from_checkpoint(str(tmp_path / "voting"), None)
     np.testing.assert_array_equal(logits(again), logits(found))
+
+
+def test_votes_keep_the_power_that_they_were_trained_with(settings, tmp_path):
+    small_cnn().save(tmp_path / "cnn")
+    voting = dataclasses.replace(settings, cnn=Cnn(pooling="evidence"))
+
+    def go_on(name, power):
+        wanted = dataclasses.replace(
+            voting, checkpoint=str(tmp_path / name), rationale=RationaleLayer(power=power)
+        )
+        return new_black_box(wanted, small_cnn().labels, [])
+
+    cubed = go_on("cnn", 3.0)
+    cubed.save(tmp_path / "cubed")
+    again = go_on("cubed", 3.0)
+    assert again.model.config.vote_power == again.model.evidence.power == 3
+    np.testing.assert_array_equal(logits(again), logits(cubed))
+    assert np.abs(logits(go_on("cnn", 1.0)) - logits(cubed)).max() > 0.01
+    with pytest.raises(DataError, match=r"to the power 3: give the same as rationale\.power") as no:
+        go_on("cubed", 2.0)
+    assert "\n" not in str(no.value)
 
 
 def test_attention_is_added_to_a_cnn_and_changes_nothing_yet(settings, black_box, tmp_path):

@@ -95,8 +95,18 @@ def _add_to_cnn(model: Any, settings: BlackBox, name: str) -> None:
     model.revive_attention()
     if wanted.attention_heads:
         _attend(model, wanted, name)
-    if wanted.pooling == "evidence" and model.evidence is None:
-        model.sum_evidence()
+    if wanted.pooling == "evidence":
+        _vote(model, settings.rationale.power, name)
+
+
+def _vote(model: CnnForSequenceClassification, power: float, name: str) -> None:
+    if model.evidence is None:
+        model.sum_evidence(power)
+    if model.config.vote_power != power:
+        raise DataError(
+            f"{name} counts votes to the power {model.config.vote_power:g}: give the same as "
+            "rationale.power, or leave cnn.pooling out"
+        )
 
 
 def _attend(model: CnnForSequenceClassification, wanted: Cnn, name: str) -> None:
@@ -173,6 +183,7 @@ def _new_rationale(settings: BlackBox, labels: Sequence[str]) -> HuggingFaceBlac
     config = RationaleConfig(
         trunk=AutoConfig.for_model(**shape),
         pooling=settings.rationale.pooling,
+        vote_power=settings.rationale.power,
         dropout=settings.rationale.dropout,
         prefix_tokens=int(inside[0]),
         suffix_tokens=encoder.special_tokens - int(inside[0]),
@@ -198,6 +209,7 @@ def _new_cnn(
         attention_heads=cnn.attention_heads,
         attention=cnn.attention,
         pooling=cnn.pooling,
+        vote_power=settings.rationale.power,
         dropout=cnn.dropout,
         frozen_vectors=cnn.frozen_vectors,
         max_position_embeddings=settings.max_tokens,

@@ -35,6 +35,7 @@ class CnnConfig(PretrainedConfig):
         attention_heads: of the self-attention over the last convolution; 0 leaves it out.
         pooling: `max`, each feature's maximum over the text is classified; or `evidence`, each
             word is, and the answer sums their votes, see `Evidence`.
+        vote_power: see `Evidence`.
         attention: `always`, or `feedback` to use it only where features are scaled.
         dropout: after each convolution and before the linear layer.
         frozen_vectors: word vectors are not trained.
@@ -53,6 +54,7 @@ class CnnConfig(PretrainedConfig):
         attention_heads: int = 0,
         attention: str = "always",
         pooling: str = "max",
+        vote_power: float = 1.0,
         dropout: float = 0.5,
         frozen_vectors: bool = True,
         pad_token_id: int = 0,
@@ -66,6 +68,7 @@ class CnnConfig(PretrainedConfig):
         self.attention_heads = attention_heads
         self.attention = attention
         self.pooling = pooling
+        self.vote_power = vote_power
         self.dropout = dropout
         self.frozen_vectors = frozen_vectors
         self.max_position_embeddings = max_position_embeddings
@@ -154,13 +157,17 @@ class CnnForSequenceClassification(PreTrainedModel):
         self.classifier = nn.Linear(widths[-1], config.num_labels)
         self.evidence: Evidence | None = None
         if config.pooling == "evidence":
-            self.sum_evidence()
+            self.sum_evidence(config.vote_power)
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def sum_evidence(self) -> None:
-        """Lets each word vote from now on; its features keep what they said for each class."""
-        self.config.pooling = "evidence"
-        self.evidence = Evidence(self.classifier.out_features)
+    def sum_evidence(self, power: float) -> None:
+        """Lets each word vote from now on; its features keep what they said for each class.
+
+        Args:
+            power: see `Evidence`.
+        """
+        self.config.pooling, self.config.vote_power = "evidence", power
+        self.evidence = Evidence(self.classifier.out_features, power)
         silence(self.classifier)
 
     def add_attention(self, heads: int, when: str) -> None:

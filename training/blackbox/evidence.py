@@ -1,7 +1,9 @@
 """A rationale layer whose answer is the sum of what each word says for each class.
 
 Every token gets a logit for each class, of being evidence for it. The logits of the text are the
-sums of their sigmoids over its words, times a factor, plus what each class has to begin with.
+sums of their sigmoids, to some power, over its words, times a factor, plus what each class has to
+begin with. Above a power of 1 few sure votes outweigh many doubtful ones, which in a long text add
+up to more: then the answer rests on the words that the layer is most certain of.
 Nothing else reaches the answer: a document is a bag of votes, as in multiple instance learning for
 sentiment (Angelidis and Lapata, TACL 2018, without their attention). What people marked are such
 votes, so they can be taught directly, and the answer is additive in them. It is not additive in the
@@ -26,10 +28,12 @@ class Evidence(nn.Module):
 
     Args:
         classes: number of classes.
+        power: of the chance that a word is evidence, at least 1.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, power: float = 1.0) -> None:
         super().__init__()
+        self.power = power
         self.log_worth = nn.Parameter(torch.tensor(math.log(WORTH)))
         self.prior = nn.Parameter(torch.zeros(classes))
 
@@ -40,7 +44,10 @@ class Evidence(nn.Module):
             votes: logits of being evidence, [batch, tokens, classes].
             allowed: bool [batch, tokens], tokens that may vote.
         """
-        counted = torch.mul(votes.float().sigmoid(), allowed[..., None].float())
+        chances = votes.float().sigmoid()
+        if self.power != 1:
+            chances = torch.pow(chances, self.power)
+        counted = torch.mul(chances, allowed[..., None].float())
         return torch.mul(counted.sum(1), self.log_worth.exp()) + self.prior
 
     def add_class(self) -> None:

@@ -37,6 +37,7 @@ class RationaleConfig(PretrainedConfig):
         trunk: config of any encoder that `AutoModel` knows, or its values with `model_type`; None
             takes a BERT.
         pooling: `softmax`, of the rationale layer's logits, or `evidence`.
+        vote_power: of `evidence`, see `Evidence`.
         dropout: before the classifier.
         prefix_tokens: special tokens before a text, which are never picked.
         suffix_tokens: those after it.
@@ -49,6 +50,7 @@ class RationaleConfig(PretrainedConfig):
         self,
         trunk: PretrainedConfig | Mapping[str, Any] | None = None,
         pooling: str = "softmax",
+        vote_power: float = 1.0,
         dropout: float = 0.1,
         prefix_tokens: int = 1,
         suffix_tokens: int = 1,
@@ -58,6 +60,7 @@ class RationaleConfig(PretrainedConfig):
             trunk = AutoConfig.for_model(**{"model_type": "bert", **(trunk or {})})
         self.trunk = trunk
         self.pooling = pooling
+        self.vote_power = vote_power
         self.dropout = dropout
         self.prefix_tokens = prefix_tokens
         self.suffix_tokens = suffix_tokens
@@ -83,7 +86,7 @@ class RationaleForSequenceClassification(PreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         assert config.num_labels is not None
         self.classifier = nn.Linear(width, config.num_labels)
-        self.evidence = Evidence(config.num_labels) if evidence else None
+        self.evidence = Evidence(config.num_labels, config.vote_power) if evidence else None
         self.post_init()  # type: ignore[no-untyped-call]
         if self.evidence is not None:
             silence(self.classifier)

@@ -57,6 +57,8 @@ def training_request(trial: Trial, trials: Sequence[Trial], texts: Texts) -> str
     )
     settings["cnn"]["vectors"] = _content(recipe.blackbox.cnn.vectors)
     del settings["fit"]["save_seconds"]
+    if settings["rationale"]["power"] == 1:  # newer than the first published results
+        del settings["rationale"]["power"]
     return digest(
         {
             "blackbox": settings,
