@@ -145,8 +145,8 @@ def _score(options: argparse.Namespace) -> int:
         raise ValueError("--max-words has no say beside --no-explain: leave one of them out")
     need(SERVING, "cpu")
     from models.explainer import Explainer
+    from service.columns import Columns
     from service.score import check_paths, score
-    from service.tables import Columns
     from service.work import ScoreOptions
 
     check_paths(options.input, options.output)  # before a bundle is loaded, which takes seconds

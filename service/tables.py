@@ -9,60 +9,15 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
+
+from service.columns import Columns, Record, TableError, scalar
 
 FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
 MAX_CHARS = 1_000_000  # of a text, as the HTTP API has it; a longer one is an error of its row
 MAX_LINE = 1 << 24  # characters; JSON may write one of the text as twelve
-_SHOWN = 10  # column names in an error
-
-
-class TableError(ValueError):
-    """A file cannot be read as a table, or lacks a column; one line with the cure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns are read.
-
-    Attributes:
-        text: name or number; several, `1,2`, are joined by a blank. Numbers mean a file without
-            header, in .csv and .tsv.
-        id: likewise; None takes the column `id` where there is one.
-    """
-
-    text: str = "text"
-    id: str | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns that make up the text."""
-        return tuple(self.text.split(","))
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """The columns that a file must have."""
-        return self.texts if self.id is None else (*self.texts, self.id)
-
-    @property
-    def numbered(self) -> bool:
-        """Whether a file has no header."""
-        return all(column.isdecimal() for column in self.needed)
-
-    def check(self, path: Path, found: Sequence[str]) -> None:
-        """Refuses a file that has the columns `found` and lacks one of those that are needed."""
-        for column in self.needed:
-            if column not in found:
-                names = ", ".join(f"{name:.40}" for name in found[:_SHOWN])
-                more = ", …" if len(found) > _SHOWN else ""
-                flag = "--text-column" if column in self.texts else "--id-column"
-                raise TableError(
-                    f"{path}: no column {column!r}; found: {names or 'none'}{more} (name one with "
-                    f"{flag}, or give its number in a .csv or .tsv without header)"
-                )
 
 
 class InputRow(NamedTuple):
@@ -79,14 +34,6 @@ class InputRow(NamedTuple):
     id: str | None = None
     error: str | None = None
     columns: Sequence[str] = ()
-
-
-class Record(NamedTuple):
-    """A row as its file has it: cells by column, or why it cannot be read."""
-
-    cells: Mapping[str, str]
-    columns: Sequence[str]
-    error: str | None = None
 
 
 def format_of(path: Path) -> str:
@@ -116,13 +63,6 @@ def read_rows(path: Path, columns: Columns) -> Iterator[InputRow]:
     suffix = format_of(path)
     for record in _parquet(path, columns) if suffix == ".parquet" else _text(path, suffix, columns):
         yield _row(record, columns)
-
-
-def scalar(value: object) -> str | None:
-    """Returns a string itself, a number or truth value as JSON writes it, None for the rest."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value) if isinstance(value, (bool, int, float)) else None
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Record]:

@@ -18,9 +18,10 @@ from pyarrow import parquet
 
 from l2e import main
 from models import bundle
+from service.columns import Columns
 from service.score import run_locally, score
 from service.shards import Counts, WorkError, open_work
-from service.tables import MAX_CHARS, MAX_LINE, Columns, read_rows
+from service.tables import MAX_CHARS, MAX_LINE, read_rows
 from service.work import SHARD_CHARS, ScoreOptions, survey
 
 ROOT = Path(__file__).resolve().parents[2]
