@@ -307,6 +307,8 @@ def test_a_request_is_known_before_training_and_by_all_that_matters(home, tmp_pa
     assert changed("rows.plain.precision=bf16") == {"plain"}
     assert changed("rows.plain.teachers={ lime = 13 }") == {"plain"}
     assert changed("rows.plain.set=['blackbox.fit.epochs=3']") == {"plain"}
+    assert changed("rows.plain.set=['blackbox.rationale.power=2.0']") == {"plain"}
+    assert changed("rows.plain.set=['blackbox.rationale.power=1.0']") == set()
     assert changed("rows.plain.set=['description=Other']") == set()
     # What goes on from a row changes with it.
     assert changed("rows.bag.set=['blackbox.fit.epochs=3']") == {"bag", "ours"}
