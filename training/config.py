@@ -140,6 +140,7 @@ class RationaleLayer:
     # sums the votes of all words; see `cnn.pooling` for a CNN's.
     pooling: Literal["softmax", "evidence"] = "softmax"
     # Of votes, which are chances: with 2 one of .9 weighs as much as nine of .3, with 1 as three.
+    # Votes that have been trained before keep theirs.
     power: float = 1.0
     random: bool = False  # a control: as much text is marked at random in place of what people did
 
@@ -150,7 +151,7 @@ class BlackBox:
 
     # `trained` goes on from a black box trained before, whatever its architecture, dropout and
     # frozen vectors; of `cnn` only attention_heads with attention and a pooling of `evidence` are
-    # read, to add them.
+    # read, to add them, and then of `rationale` the power.
     architecture: Literal["transformer", "cnn", "mlp", "rationale", "trained"] = "transformer"
     # package:, folder or hub id of an encoder; of `trained`, a bundle or a fine-tuned checkpoint;
     # of `rationale`, any of them, of which the encoder is taken.

@@ -87,6 +87,12 @@ def _rationale_demands(settings: BlackBox) -> dict[str, bool]:
             rationale.weight >= 0 and rationale.pos_weight > 0
         ),
         "blackbox: rationale: power: give at least 1, finite": (1 <= rationale.power < math.inf),
+        "blackbox: rationale: power is for votes, a pooling of evidence": (
+            rationale.power == 1
+            or settings.architecture == "trained"  # what votes there is known when it is opened
+            or (settings.architecture == "rationale" and rationale.pooling == "evidence")
+            or (settings.architecture == "cnn" and settings.cnn.pooling == "evidence")
+        ),
         "blackbox: rationale: pooling is for architecture rationale; a cnn has its own": (
             rationale.pooling == "softmax" or settings.architecture == "rationale"
         ),

@@ -16,10 +16,17 @@ import pytest
 from torch.nn.modules.module import register_module_forward_hook
 
 from l2e import main
-from training.config import AlignmentRow, AlignmentStudy, DataSource, RecipeError
+from training.config import (
+    AlignmentRow,
+    AlignmentStudy,
+    BlackBox,
+    DataSource,
+    RationaleLayer,
+    RecipeError,
+)
 from training.evaluation.align_plan import Texts, plan_trials
 from training.evaluation.align_plot import draw_alignment
-from training.evaluation.align_request import request
+from training.evaluation.align_request import decisive, request
 from training.evaluation.align_result import TESTED, collect, compare_rows, to_json
 from training.evaluation.plausibility import PLAUSIBILITY
 from training.evaluation.report import alignment_to_markdown
@@ -307,14 +314,21 @@ def test_a_request_is_known_before_training_and_by_all_that_matters(home, tmp_pa
     assert changed("rows.plain.precision=bf16") == {"plain"}
     assert changed("rows.plain.teachers={ lime = 13 }") == {"plain"}
     assert changed("rows.plain.set=['blackbox.fit.epochs=3']") == {"plain"}
-    assert changed("rows.plain.set=['blackbox.rationale.power=2.0']") == {"plain"}
-    assert changed("rows.plain.set=['blackbox.rationale.power=1.0']") == set()
     assert changed("rows.plain.set=['description=Other']") == set()
     # What goes on from a row changes with it.
     assert changed("rows.bag.set=['blackbox.fit.epochs=3']") == {"bag", "ours"}
     text = moved / "reviews" / "docs" / "train0"
     text.write_text(text.read_text("utf-8").replace("plot", "tale"), encoding="utf-8")
     assert changed() == {"bag", "plain", "ours"}
+
+
+def test_what_was_asked_before_an_option_was_there_is_still_asked():
+    """Published results are known by digests of these."""
+    plain = decisive(BlackBox())
+    assert "power" not in plain["rationale"]
+    assert "save_seconds" not in plain["fit"]
+    sharp = decisive(BlackBox(rationale=RationaleLayer(power=2.0)))
+    assert sharp == {**plain, "rationale": {**plain["rationale"], "power": 2.0}}
 
 
 class Killed(BaseException):

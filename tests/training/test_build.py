@@ -114,9 +114,32 @@ def test_votes_keep_the_power_that_they_were_trained_with(settings, tmp_path):
     assert again.model.config.vote_power == again.model.evidence.power == 3
     np.testing.assert_array_equal(logits(again), logits(cubed))
     assert np.abs(logits(go_on("cnn", 1.0)) - logits(cubed)).max() > 0.01
-    with pytest.raises(DataError, match=r"to the power 3: give the same as rationale\.power") as no:
+    np.testing.assert_array_equal(logits(go_on("cubed", 1.0)), logits(cubed))  # not given
+    with pytest.raises(DataError, match=r"to the power 3\.0: leave rationale\.power out") as no:
         go_on("cubed", 2.0)
     assert "\n" not in str(no.value)
+    voting = dataclasses.replace(voting, cnn=Cnn())
+    assert go_on("cubed", 3.0).model.evidence.power == 3
+    with pytest.raises(DataError, match=r"to the power 3\.0"):
+        go_on("cubed", 2.0)
+    with pytest.raises(DataError, match="no word votes there"):
+        go_on("cnn", 2.0)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 5.0])
+def test_a_neutral_class_that_nobody_votes_for_can_be_learnt(power, settings, tmp_path):
+    small_cnn().save(tmp_path / "cnn")
+    voting = dataclasses.replace(
+        settings, cnn=Cnn(pooling="evidence"), checkpoint=str(tmp_path / "cnn"),
+        rationale=RationaleLayer(power=power),
+    )  # fmt: skip
+    found = new_black_box(voting, (*small_cnn().labels, NEUTRAL), [])
+    document = found.encoder.encode(TEXTS[0])
+    ids = torch.from_numpy(document.windows[0].input_ids)[None]
+    answer = found.model(input_ids=ids).logits[0, -1]
+    assert 0 < answer < 0.01
+    answer.backward()
+    assert found.model.classifier.bias.grad[-1] > 1e-5
 
 
 def test_attention_is_added_to_a_cnn_and_changes_nothing_yet(settings, black_box, tmp_path):

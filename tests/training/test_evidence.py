@@ -101,6 +101,23 @@ def test_votes_are_counted():
     assert layer.prior.tolist() == [0.5, -1, 0]
 
 
+@pytest.mark.parametrize("name", ["lrp", "deep_shap", "gradient"])
+def test_votes_that_count_next_to_nothing_are_explained(name, lively):
+    black_box = lively("cnn", 1.5)
+    nn.init.constant_(black_box.model.classifier.bias, -20)
+    documents = encode(black_box)
+    records = TEACHERS[name].attribute(
+        black_box, documents, np.zeros(len(documents), dtype=np.int64), budget=0, seed=0
+    )
+    for record in records:
+        assert np.isfinite(record.weights).all()
+        assert np.isfinite(record.value)
+
+
+def test_answers_are_known_by_the_power_too(lively):
+    assert state_digest(lively("cnn", 1.0)) != state_digest(lively("cnn", 2.0))
+
+
 def test_sure_votes_outweigh_doubtful_ones():
     votes = torch.tensor([[[0.9, 0.3], [0.0, 0.3], [0.0, 0.3]]]).logit(eps=1e-9)
     for power, expected in ((1, [0.9, 0.9]), (2, [0.81, 0.27]), (3, [0.729, 0.081])):

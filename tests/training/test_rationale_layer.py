@@ -641,6 +641,7 @@ def test_words_are_scored_by_their_strongest_piece_over_windows(by_hand):
         ("blackbox.rationale.pos_weight=0", "pos_weight of more than 0"),
         ("blackbox.rationale.power=0.5", "power: give at least 1"),
         ("blackbox.rationale.power=nan", "power: give at least 1"),
+        ("blackbox.rationale.power=2.0", "power is for votes"),
         ("blackbox.rationale.dropout=1", "dropout: give at least 0 and less than 1"),
         ("blackbox.rationale.pooling=evidence", "pooling is for architecture rationale"),
         ("blackbox.rationale.random=true", "random needs a rationale layer with some weight"),

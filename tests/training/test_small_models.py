@@ -31,7 +31,15 @@ from training.blackbox.vocabulary import (
     word_vectors,
 )
 from training.commands import run_recipe
-from training.config import BlackBox, Cnn, Mlp, Optimization, Student, Vocabulary
+from training.config import (
+    BlackBox,
+    Cnn,
+    Mlp,
+    Optimization,
+    RationaleLayer,
+    Student,
+    Vocabulary,
+)
 from training.data import Example
 from training.data.example import DataError
 from training.explainer.distill import network_config
@@ -74,6 +82,7 @@ def new(vectors_path):
         recipe = BlackBox(
             architecture="mlp" if kind == "mlp" else "cnn", max_tokens=16, overlap=4,
             vocabulary=Vocabulary(least=1), cnn=cnn, mlp=Mlp(units=(6, 5)),
+            rationale=RationaleLayer(power=2.0 if kind == "evidence" else 1.0),
         )  # fmt: skip
         torch.manual_seed(0)
         black_box = new_black_box(dataclasses.replace(recipe, **changes), LABELS, TEXTS)

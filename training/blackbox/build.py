@@ -14,7 +14,7 @@ from models import bundle as bundles
 from models.text import TextEncoder
 from training.blackbox.callable import is_function_spec
 from training.blackbox.cnn import CnnConfig, CnnForSequenceClassification
-from training.blackbox.evidence import NEVER
+from training.blackbox.evidence import unheard
 from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.blackbox.mlp import MlpConfig, MlpForSequenceClassification
 from training.blackbox.rationale import RationaleConfig, RationaleForSequenceClassification
@@ -71,6 +71,7 @@ def _go_on(settings: BlackBox, labels: tuple[str, ...]) -> HuggingFaceBlackBox:
     found = _open(name)
     model = found.model
     _add_to_cnn(model, settings, name)
+    _insist_on_power(model, settings.rationale.power, name)
     if labels == (*found.labels, NEUTRAL):
         _add_class(model, name)
     elif labels != found.labels:
@@ -95,17 +96,19 @@ def _add_to_cnn(model: Any, settings: BlackBox, name: str) -> None:
     model.revive_attention()
     if wanted.attention_heads:
         _attend(model, wanted, name)
-    if wanted.pooling == "evidence":
-        _vote(model, settings.rationale.power, name)
+    if wanted.pooling == "evidence" and model.evidence is None:
+        model.sum_evidence(settings.rationale.power)
 
 
-def _vote(model: CnnForSequenceClassification, power: float, name: str) -> None:
-    if model.evidence is None:
-        model.sum_evidence(power)
-    if model.config.vote_power != power:
+def _insist_on_power(model: Any, power: float, name: str) -> None:
+    """Refuses a power other than that which votes have been trained with."""
+    evidence = getattr(model, "evidence", None)
+    if evidence is None and power != 1:
+        raise DataError(f"{name}: no word votes there: leave rationale.power out")
+    if evidence is not None and power not in (1, evidence.power):
         raise DataError(
-            f"{name} counts votes to the power {model.config.vote_power:g}: give the same as "
-            "rationale.power, or leave cnn.pooling out"
+            f"{name} counts votes to the power {evidence.power}: leave rationale.power out, which "
+            "keeps it"
         )
 
 
@@ -162,7 +165,7 @@ def _add_class(model: Any, name: str) -> None:
         for new, old in ((wider.weight, last.weight), (wider.bias, last.bias)):
             new.zero_()[: len(old)] = old
         if getattr(model, "evidence", None) is not None:
-            wider.bias[-1] = NEVER
+            wider.bias[-1] = unheard(model.evidence.power)
             model.evidence.add_class()
     model.classifier = wider
     model.num_labels = wider.out_features

@@ -209,10 +209,16 @@ def _tokenizer_json(folder: str, checkpoint: str) -> str:
 
 
 def state_digest(black_box: HuggingFaceBlackBox) -> str:
-    """Returns a digest of what decides the black box's answers: weights, tokenizer, windows."""
+    """Returns a digest of what decides the black box's answers.
+
+    Weights, tokenizer, windows, and the power of votes, which no weight shows.
+    """
     digest = hashlib.sha256(black_box.encoder.to_json().encode())
     digest.update(f"{black_box.encoder.max_tokens},{black_box.encoder.overlap}".encode())
     for name, tensor in sorted(black_box.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
+    power = getattr(black_box.model.config, "vote_power", 1)
+    if power != 1:
+        digest.update(f"vote_power {power}".encode())
     return digest.hexdigest()

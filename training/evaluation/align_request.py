@@ -13,7 +13,7 @@ from typing import Any, Final
 from models.bundle import MANIFEST
 from training.attribution import store
 from training.blackbox.source import BlackBoxSource, identity
-from training.config import RecipeError
+from training.config import BlackBox, RecipeError
 from training.evaluation.align_plan import VERSION, Texts, Trial, base_of, digest
 from training.runtime import write_json
 
@@ -49,16 +49,13 @@ def request(trial: Trial, trials: Sequence[Trial], texts: Texts) -> str:
 def training_request(trial: Trial, trials: Sequence[Trial], texts: Texts) -> str:
     """Returns a digest of what decides a trial's classifier; arguments as of `request`."""
     recipe, base = trial.recipe, base_of(trial, trials)
-    settings = asdict(recipe.blackbox)
+    settings = decisive(recipe.blackbox)
     settings["checkpoint"] = (
         _content(recipe.blackbox.checkpoint)
         if base is None
         else training_request(base, trials, texts)
     )
     settings["cnn"]["vectors"] = _content(recipe.blackbox.cnn.vectors)
-    del settings["fit"]["save_seconds"]
-    if settings["rationale"]["power"] == 1:  # newer than the first published results
-        del settings["rationale"]["power"]
     return digest(
         {
             "blackbox": settings,
@@ -68,6 +65,19 @@ def training_request(trial: Trial, trials: Sequence[Trial], texts: Texts) -> str
             "validation": [texts.digest(each, recipe) for each in recipe.data.validation],
         }
     )
+
+
+def decisive(settings: BlackBox) -> dict[str, Any]:
+    """Returns the settings that decide a classifier.
+
+    One that came later than published results is left out where it is what they had, so that they
+    stay known.
+    """
+    found = asdict(settings)
+    del found["fit"]["save_seconds"]
+    if settings.rationale.power == 1:
+        del found["rationale"]["power"]
+    return found
 
 
 def check_request(trial: Trial, trials: Sequence[Trial], texts: Texts) -> None:
