@@ -8,6 +8,7 @@ not grow with the number of lines. A client therefore has to read while it sends
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from service.tickets import Outcome, Query
 MEDIA_TYPE = "application/x-ndjson"
 _WINDOW_ITEMS = 128
 _WINDOW_BYTES = 2_000_000  # one item may have more
+_AHEAD_BYTES = 1 << 18  # read beyond a full window: that a client left is seen behind its lines
 _LARGE_BYTES = 50_000  # a line from here on is parsed off the event loop
 _BLANK = b" \t\r"
 _POLL = 0.25  # seconds between two looks whether the server shuts down
@@ -61,6 +63,7 @@ class StreamResponse(Response):
         # to be before the answer begins.
         self._asked = asyncio.Event()
         self._ahead: asyncio.Future[Message] | None = None  # a message that was asked for
+        self._early: deque[Message] = deque()  # read while the window was full
         self._cut = False  # the server shuts down, and has not read all of it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,6 +99,8 @@ class StreamResponse(Response):
 
     async def _receive(self, receive: Receive) -> Message:
         """The next message, unless the server shuts down before it comes."""
+        if self._early and self._backend.phase is not Phase.DRAINING:
+            return self._early.popleft()
         message = self._next(receive)
         await asyncio.sleep(0)  # it is asked for
         self._asked.set()
@@ -115,14 +120,23 @@ class StreamResponse(Response):
         """Waits until an item of this size may enter, or the client is seen to leave."""
         entering = asyncio.ensure_future(self._window.enter(size))
         try:
-            message = self._next(receive)
-            either: set[asyncio.Future[Any]] = {entering, message}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if message.done() and message.result()["type"] == "http.disconnect":
-                raise ClientDisconnect
+            while not entering.done() and self._early_bytes < _AHEAD_BYTES:
+                message = self._next(receive)
+                either: set[asyncio.Future[Any]] = {entering, message}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
+                    continue
+                if message.result()["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                self._early.append(message.result())
+                self._ahead = None
             await entering
         finally:
             entering.cancel()
+
+    @property
+    def _early_bytes(self) -> int:
+        return sum(len(message.get("body", b"")) for message in self._early)
 
     async def _entry(self, line: bytearray | None, group: asyncio.TaskGroup) -> Entry:
         if line is None:

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -217,6 +218,23 @@ def test_who_leaves_is_no_longer_computed_for(count, serving, held, wait_until):
     assert live.client.post("/predict", json={"text": "next"}).status_code == 200
     assert len(held.batches) == 2
     assert held.batches[-1] == ["next"]
+
+
+def test_who_leaves_with_lines_beyond_a_full_window_is_noticed(serving, held, wait_until):
+    live = serving(held, max_batch_tokens=8)
+    held.hold()
+    with talking(live.url) as talk:
+        for _ in range(200):
+            talk.say({"text": "great"})
+        held.wait_until_entered()
+        wait_until(lambda: live.backend._scheduler.waiting_rows == 127)  # of a window of 128
+        for _ in range(3):  # each a message of its own
+            time.sleep(0.05)
+            talk.say({"text": "great"})
+    wait_until(lambda: live.backend._scheduler.waiting == 0)
+    held.gate.set()
+    assert live.client.post("/predict", json={"text": "next"}).status_code == 200
+    assert len(held.batches) == 2
 
 
 def test_who_leaves_after_the_last_line_is_noticed_too(serving, held, wait_until):
