@@ -8,7 +8,6 @@ not grow with the number of lines. A client therefore has to read while it sends
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from typing import Any
@@ -63,7 +62,7 @@ class StreamResponse(Response):
         # to be before the answer begins.
         self._asked = asyncio.Event()
         self._ahead: asyncio.Future[Message] | None = None  # a message that was asked for
-        self._early: deque[Message] = deque()  # read while the window was full
+        self._early: Message | None = None  # what was read while the window was full, as one
         self._cut = False  # the server shuts down, and has not read all of it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +99,8 @@ class StreamResponse(Response):
     async def _receive(self, receive: Receive) -> Message:
         """The next message, unless the server shuts down before it comes."""
         if self._early and self._backend.phase is not Phase.DRAINING:
-            return self._early.popleft()
+            early, self._early = self._early, None
+            return early
         message = self._next(receive)
         await asyncio.sleep(0)  # it is asked for
         self._asked.set()
@@ -120,7 +120,7 @@ class StreamResponse(Response):
         """Waits until an item of this size may enter, or the client is seen to leave."""
         entering = asyncio.ensure_future(self._window.enter(size))
         try:
-            while not entering.done() and self._early_bytes < _AHEAD_BYTES:
+            while not entering.done() and not self._read_ahead:
                 message = self._next(receive)
                 either: set[asyncio.Future[Any]] = {entering, message}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -128,15 +128,21 @@ class StreamResponse(Response):
                     continue
                 if message.result()["type"] == "http.disconnect":
                     raise ClientDisconnect
-                self._early.append(message.result())
+                self._keep(message.result())
                 self._ahead = None
             await entering
         finally:
             entering.cancel()
 
     @property
-    def _early_bytes(self) -> int:
-        return sum(len(message.get("body", b"")) for message in self._early)
+    def _read_ahead(self) -> bool:
+        return self._early is not None and len(self._early["body"]) >= _AHEAD_BYTES
+
+    def _keep(self, message: Message) -> None:
+        # In place: a client may send byte by byte.
+        early = self._early or {"type": "http.request", "body": bytearray()}
+        early["body"] += message.get("body", b"")
+        self._early = {**early, "more_body": message.get("more_body", False)}
 
     async def _entry(self, line: bytearray | None, group: asyncio.TaskGroup) -> Entry:
         if line is None:
