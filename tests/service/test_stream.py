@@ -204,13 +204,16 @@ def test_ten_thousand_items_and_a_slow_reader_do_not_grow_the_server(process, wa
         assert highest - before < 40
 
 
-@pytest.mark.parametrize("count", [50, 1000])  # less and more than the window holds
-def test_who_leaves_is_no_longer_computed_for(count, serving, held, wait_until):
+# Less and more than the window holds, before and after the last line.
+@pytest.mark.parametrize(("count", "ended"), [(50, False), (50, True), (1000, False)])
+def test_who_leaves_is_no_longer_computed_for(count, ended, serving, held, wait_until):
     live = serving(held, max_batch_tokens=8)
     held.hold()
     with talking(live.url) as talk:
         for _ in range(count):
             talk.say({"text": "great"})
+        if ended:
+            talk.end()
         held.wait_until_entered()
         wait_until(lambda: live.backend._scheduler.waiting_rows >= 40)
     wait_until(lambda: live.backend._scheduler.waiting == 0)
@@ -235,18 +238,6 @@ def test_who_leaves_with_lines_beyond_a_full_window_is_noticed(serving, held, wa
     held.gate.set()
     assert live.client.post("/predict", json={"text": "next"}).status_code == 200
     assert len(held.batches) == 2
-
-
-def test_who_leaves_after_the_last_line_is_noticed_too(serving, held, wait_until):
-    live = serving(held, max_batch_tokens=8)
-    held.hold()
-    with talking(live.url) as talk:
-        for _ in range(10):
-            talk.say({"text": "great"})
-        talk.end()
-        held.wait_until_entered()
-        wait_until(lambda: live.backend._scheduler.waiting_rows >= 5)
-    wait_until(lambda: live.backend._scheduler.waiting == 0)
 
 
 def test_a_full_server_makes_a_stream_wait(serving, held):
