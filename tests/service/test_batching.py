@@ -103,6 +103,8 @@ def test_full_line_refuses(runner, held):
         with pytest.raises(OverloadedError) as refused:
             await ask(runner, "four")
         assert 1 <= refused.value.retry_after <= 60
+        # In the order of the line, which is of rows: two threads may tokenise at a time.
+        await asyncio.to_thread(wait_for, lambda: runner.waiting_rows == 2)
         held.gate.set()
         assert all(isinstance(outcome, Reply) for (outcome,) in await asyncio.gather(*tasks))
 
