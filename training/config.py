@@ -174,7 +174,8 @@ class Attribution:
 
     teacher: str = "lime"
     budget: int = 64  # black-box evaluations per text, the full text included
-    chunk_tokens: tuple[int, ...] = (128,)  # longest chunk; several take turns, text by text
+    # Longest chunk, at most a window; several take turns, text by text.
+    chunk_tokens: tuple[int, ...] = (128,)
     shard: int = 64  # texts per file; a killed run loses at most one shard
     precision: Literal["bf16", "fp32"] = "bf16"
 
@@ -190,7 +191,8 @@ class Student:
     blocks: int = 1
     heads: int = 4
     dropout: float = 0.1
-    regression: float = 1.0  # weights of the losses
+    # Weights of the losses; labels are always served, beside what the head of `decode` says.
+    regression: float = 1.0
     ranking: float = 0.5
     labelling: float = 0.5
     decode: Literal["regression", "ranking", "labelling"] = "regression"  # head that gives weights

@@ -147,7 +147,10 @@ def to_int8(model: bytes, ranges: Mapping[str, Range]) -> bytes:
         if layer.activation not in quantised:
             quantised.add(layer.activation)
             added += _quantise_activation(graph, layer.activation, ranges[layer.activation])
-        added.append(_quantise_weight(graph, stored[layer.weight], layer))
+        if layer.weight not in quantised:  # layers may share theirs, as ALBERT's do
+            quantised.add(layer.weight)
+            _quantise_weight(graph, stored[layer.weight])
+        added.append(_dequantise_weight(layer))
         layer.matmul.input[0] = f"{layer.activation}.dequantised"
         casts.add(layer.cast.output[0])
     for part in reversed(_graphs(graph)):  # branches first: the nodes that hold them are copied
@@ -198,7 +201,7 @@ def _quantise_activation(graph: onnx.GraphProto, name: str, limits: Range) -> li
     """Adds scale and zero point; returns the two nodes between an activation and its readers."""
     scale = np.float32((limits.high - limits.low) / 255 or 1.0)
     zero = np.uint8(np.clip(np.rint(-limits.low / scale), 0, 255))
-    parameters = [f"{name}{SCALE}", f"{name}.zero"]
+    parameters = _parameters(name)
     for value, parameter in zip((scale, zero), parameters, strict=True):
         graph.initializer.append(numpy_helper.from_array(np.array(value), parameter))
     between, result = f"{name}.quantised", f"{name}.dequantised"
@@ -208,25 +211,32 @@ def _quantise_activation(graph: onnx.GraphProto, name: str, limits: Range) -> li
     ]
 
 
-def _quantise_weight(
-    graph: onnx.GraphProto, tensor: onnx.TensorProto, layer: _Layer
-) -> onnx.NodeProto:
-    """Stores a weight as int8; returns the node that gives it back to its layer as float32.
-
-    Scales lie behind the Transpose, which a runtime folds away, so that it finds the pattern it
-    knows: DequantizeLinear before MatMul.
-    """
+def _quantise_weight(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
+    """Stores a weight as int8, its scales and zero points beside it."""
     weight = numpy_helper.to_array(tensor).astype(np.float32)
     scales = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
     scales[scales == 0] = 1.0
     values = np.rint(weight / scales[:, np.newaxis]).astype(np.int8)
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    parameters = [f"{tensor.name}{SCALE}", f"{tensor.name}.zero"]
-    for value, parameter in zip((scales, np.zeros(len(scales), np.int8)), parameters, strict=True):
+    zeros = np.zeros(len(scales), np.int8)
+    for value, parameter in zip((scales, zeros), _parameters(tensor.name), strict=True):
         graph.initializer.append(numpy_helper.from_array(value, parameter))
-    layer.transpose.input[0] = tensor.name
-    source = layer.transpose.output[0]
+
+
+def _dequantise_weight(layer: _Layer) -> onnx.NodeProto:
+    """Returns the node that gives a weight back to its layer as float32.
+
+    Scales lie behind the Transpose, which a runtime folds away, so that it finds the pattern it
+    knows: DequantizeLinear before MatMul.
+    """
+    weight, source = layer.weight, layer.transpose.output[0]
+    layer.transpose.input[0] = weight
     layer.matmul.input[1] = f"{source}.dequantised"
     return helper.make_node(
-        "DequantizeLinear", [source, *parameters], [layer.matmul.input[1]], axis=1
+        "DequantizeLinear", [source, *_parameters(weight)], [layer.matmul.input[1]], axis=1
     )
+
+
+def _parameters(name: str) -> list[str]:
+    """Names the scales and the zero points of what is quantised."""
+    return [f"{name}{SCALE}", f"{name}.zero"]

@@ -132,7 +132,18 @@ def _epoch_demands(recipe: Recipe) -> dict[str, bool]:
 
 def _student_demands(student: Student) -> dict[str, bool]:
     layers = student.layers
+    losses = {"regression": student.regression, "ranking": student.ranking}
+    losses["labelling"] = student.labelling
     return {
+        "explainer: regression, ranking, labelling: give weights of at least 0, finite": all(
+            0 <= weight < math.inf for weight in losses.values()
+        ),
+        "explainer: labelling: give more than 0: its labels are always served": (
+            losses["labelling"] > 0
+        ),
+        f"explainer: {student.decode}: give more than 0, or decode what is trained": (
+            losses[student.decode] > 0
+        ),
         'explainer: layers: give different ones from 0 up, in order, with reads = "layers" alone': (
             bool(layers) == (student.reads == "layers")
             and layers == tuple(sorted({*layers}))

@@ -204,6 +204,10 @@ def _published(recipe: Recipe) -> dict[str, Any]:
     for part, key in ((black_box, "checkpoint"), (black_box["cnn"], "vectors")):
         if Path(part[key]).exists():
             part[key] = Path(part[key]).name
+    evaluated = [each["source"] for each in values["evaluation"].values()]
+    for source in (*values["data"]["train"], *values["data"]["validation"], *evaluated):
+        if Path(source["path"]).is_absolute():
+            source["path"] = Path(source["path"]).name
     return values
 
 

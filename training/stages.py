@@ -212,7 +212,9 @@ def load_network(run: Path) -> ExplainerNetwork:
 
 
 def chunk_texts(recipe: Recipe, black_box: HuggingFaceBlackBox, part: str) -> dict[str, str]:
-    """Returns the chunks that the teacher explains, id to text.
+    """Returns the chunks that the teacher explains, id to text; each fits into one window.
+
+    A word that fits into none, such as a long run of base64, is left out.
 
     Args:
         recipe: names the sources, the chunk lengths and how many chunks of each source.
@@ -221,20 +223,23 @@ def chunk_texts(recipe: Recipe, black_box: HuggingFaceBlackBox, part: str) -> di
     """
     sources: Sequence[DataSource] = getattr(recipe.data, part)
     lengths = recipe.attribution.chunk_tokens
+    encoder = black_box.encoder
     texts: dict[str, str] = {}
     for number, source in enumerate(sources):
         chunks = [
             (f"{number}:{source.path}:{example.id}:{place}", chunk)
             for row, example in enumerate(_read(recipe, source))
             for place, chunk in enumerate(
-                cut(example.text, black_box.encoder, lengths[row % len(lengths)])
+                cut(example.text, encoder, min(lengths[row % len(lengths)], encoder.max_tokens))
             )
         ]
         if source.explained is not None and source.explained < len(chunks):
             rng = np.random.default_rng(recipe.seed)
             rows = np.sort(rng.choice(len(chunks), source.explained, replace=False))
             chunks = [chunks[row] for row in rows]
-        texts.update(chunks)
+        texts.update(
+            (name, chunk) for name, chunk in chunks if len(encoder.encode(chunk).windows) == 1
+        )
     return texts
 
 

@@ -1,11 +1,19 @@
 import json
 import math
 import random
+import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    MPNetConfig,
+    RobertaConfig,
+)
 
 from training.blackbox.copies import LabelledDocument
 from training.blackbox.fit import (
@@ -209,6 +217,47 @@ def test_windows_are_no_longer_than_the_model_can_take(lively_checkpoint):
     assert black_box.encoder.max_tokens == 512
 
 
+NARROW: Any = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions", "longest"),
+    [
+        (BertConfig, 72, 64),  # 65 tokens would be padded to 80
+        (BertConfig, 100, 96),
+        (BertConfig, 500, 480),
+        (AlbertConfig, 128, 128),
+        # These count from the position behind that of the pads.
+        (RobertaConfig, 66, 64),
+        (RobertaConfig, 64, 56),
+        (MPNetConfig, 514, 512),
+    ],
+)
+def test_a_padded_window_has_positions(kind, positions, longest, tiny_checkpoint, tmp_path):
+    tokenizer = (tiny_checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+    record = json.loads(tokenizer)
+    vocabulary = record["model"]["vocab"]
+    vocabulary |= {
+        "[PAD]": vocabulary["[UNK]"],
+        "[UNK]": vocabulary["[PAD]"],
+    }  # pads are 1, as theirs
+    config = kind(
+        vocab_size=len(vocabulary), max_position_embeddings=positions, pad_token_id=1, **NARROW
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(record), encoding="utf-8")
+    black_box = HuggingFaceBlackBox.from_checkpoint(str(tmp_path), None, overlap=4)
+    assert black_box.encoder.max_tokens == longest
+    [document] = encode(black_box, ["great film " * 400])
+    assert {len(window.input_ids) for window in document.windows} == {longest}
+    assert np.isfinite(black_box.logits([document])).all()
+
+
 def test_a_saved_black_box_remembers_its_windows(lively_black_box, tiny_checkpoint, tmp_path):
     """As a checkpoint it is explained in the windows that it was trained with."""
     lively_black_box.save(tmp_path)
@@ -233,6 +282,36 @@ def test_a_classifier_of_other_labels_is_refused(lively_checkpoint):
         HuggingFaceBlackBox.from_checkpoint(
             str(lively_checkpoint), ("A", "B", "C"), max_tokens=32, overlap=4
         )
+
+
+@pytest.mark.parametrize("asked", [("POS", "NEG"), ("pos", "neg")])
+def test_labels_of_a_checkpoint_are_not_swapped(asked, lively_checkpoint):
+    with pytest.raises(DataError, match=r"labels NEG, POS, in this order: .* not as (POS|pos)"):
+        HuggingFaceBlackBox.from_checkpoint(str(lively_checkpoint), asked)
+
+
+@pytest.mark.parametrize("asked", [("neg", "pos"), ("POS", "OTHER"), ("LABEL_0", "LABEL_1")])
+def test_labels_of_a_checkpoint_get_other_names(asked, lively_checkpoint):
+    assert HuggingFaceBlackBox.from_checkpoint(str(lively_checkpoint), asked).labels == asked
+
+
+def test_one_output_is_no_classifier(tiny_checkpoint, tmp_path):
+    """As a regression model has; its probabilities would all be 1, its explanations no numbers."""
+    config = BertConfig(vocab_size=99, id2label={0: "SCORE"}, **NARROW)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path)
+    with pytest.raises(DataError, match="has one output: give a classifier of two classes"):
+        HuggingFaceBlackBox.from_checkpoint(str(tmp_path), None, new_head=False)
+    trained_on = HuggingFaceBlackBox.from_checkpoint(str(tmp_path), None)  # for its encoder
+    assert len(trained_on.labels) == 1
+
+
+def test_labels_that_do_not_exclude_each_other_are_refused(tiny_checkpoint, tmp_path):
+    config = BertConfig(vocab_size=99, problem_type="multi_label_classification", **NARROW)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path)
+    with pytest.raises(DataError, match="several labels at once: give a function"):
+        HuggingFaceBlackBox.from_checkpoint(str(tmp_path), None, new_head=False)
 
 
 def test_attention_has_no_dropout(lively_black_box):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from training.commands import run_recipe
 from training.config import RecipeError
 from training.export import to_torch
 from training.guard import DATA
+from training.stages import chunk_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +40,7 @@ def test_a_run_ends_with_a_bundle_that_answers(finished):
 
 
 def test_an_explainer_is_distilled_for_a_classifier_that_stays_as_it_is(
-    finished, recipe_path, tmp_path
+    finished, recipe_path, tiny_data, tmp_path
 ):
     """`trained` with 0 epochs: the classifier of the bundle, all of its weights, and a student."""
     overrides = [
@@ -48,6 +50,8 @@ def test_an_explainer_is_distilled_for_a_classifier_that_stays_as_it_is(
         "blackbox.fit.epochs=0",
         "explainer.reads=last",
         "evaluation={}",
+        f"data.train={write_source(tiny_data / 'train.tsv')}",
+        f"data.validation={write_source(tiny_data / 'dev.tsv')}",
     ]
     assert run_recipe(recipe_path, overrides, tmp_path, "run") == 0
     old, new = (Explainer.load(path / "bundle") for path in (finished, tmp_path / "own"))
@@ -57,7 +61,40 @@ def test_an_explainer_is_distilled_for_a_classifier_that_stays_as_it_is(
     assert json.loads((tmp_path / "own" / "blackbox" / "metrics.json").read_text())["history"] == []
     # Nothing of this machine is published.
     assert new.bundle.manifest.recipe["blackbox"]["checkpoint"] == "bundle"
-    assert str(finished) not in (tmp_path / "own" / "bundle" / "manifest.json").read_text("utf-8")
+    published = (tmp_path / "own" / "bundle" / "manifest.json").read_text("utf-8")
+    assert str(finished) not in published
+    assert str(tiny_data) not in published
+    assert [each["path"] for each in new.bundle.manifest.recipe["data"]["train"]] == ["train.tsv"]
+
+
+def write_source(path, column="0"):
+    """A source in TOML, as one writes it behind `--set`."""
+    labels = 'label_column = "1", label_map = { 0 = "NEG", 1 = "POS" }'
+    return f"[{{ path = {json.dumps(str(path))}, text_column = {json.dumps(column)}, {labels} }}]"
+
+
+def test_what_the_teacher_explains_fits_into_a_window(recipe, lively_black_box, tmp_path):
+    """However long a recipe wants the chunks; a word that fits into none is left out."""
+    window = lively_black_box.encoder.max_tokens
+    long = "the ending was dull and i hated it , " * 9
+    texts = [long, "a great film", "x" * 90, long]
+    rows = "".join(f"{text}\t{row % 2}\n" for row, text in enumerate(texts))
+    (tmp_path / "texts.tsv").write_text(rows)
+    asked = dataclasses.replace(recipe.attribution, chunk_tokens=(20 * window, 24))
+    [source] = recipe.data.train
+    data = dataclasses.replace(
+        recipe.data, train=(dataclasses.replace(source, path=str(tmp_path / "texts.tsv")),)
+    )
+    recipe = dataclasses.replace(recipe, attribution=asked, data=data)
+    chunks = chunk_texts(recipe, lively_black_box, "train")
+    lengths: dict[str, list[int]] = {}
+    for name, chunk in chunks.items():
+        [only] = lively_black_box.encoder.encode(chunk).windows
+        lengths.setdefault(name.rpartition(":")[0], []).append(len(only.input_ids))
+    assert sum(len(chunk.split()) for chunk in chunks.values()) == 2 * len(long.split()) + 3
+    first, _, last = lengths.values()
+    assert 24 < max(first) <= window
+    assert max(last) <= 24
 
 
 def test_the_card_holds_the_evaluation_and_times_are_apart(finished):

@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from transformers import AlbertConfig, AutoModelForSequenceClassification
 
 from models import bundle as bundles
 from models.bundle import CorruptFileError, MismatchError
@@ -20,7 +22,8 @@ from models.graph import split
 from models.session import OnnxSession
 from tests.graphs import every_graph
 from training.agreement import Comparison, batch_equal, compare, overlap, rationale_words
-from training.export import branch, to_torch
+from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.export import FusedModel, branch, round_weights, to_onnx, to_torch
 from training.half import to_half
 from training.integer import SCALE, Range, dequantise, measure_ranges, to_int8
 from training.precision import LEAST, PrecisionError, check, derive, export_as
@@ -276,6 +279,31 @@ def test_weights_are_integers_with_a_scale_for_each_output(integer, torch_bundle
         assert np.abs(mine[name]).max() == 127
     for name in theirs.keys() - matrices:
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+def test_layers_may_share_a_weight(black_box, make_network, enliven, quiet_exporter):
+    """As ALBERT's do: the three layers are one, quantised once."""
+    config = AlbertConfig(
+        vocab_size=black_box.encoder.tokenizer.get_vocab_size(), embedding_size=8, hidden_size=16,
+        num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    shared = HuggingFaceBlackBox(
+        AutoModelForSequenceClassification.from_config(config), black_box.encoder, ("NEG", "POS")
+    )
+    enliven(shared.model)
+    fused = FusedModel(shared.model, make_network(shared, "all")).eval()
+    round_weights(fused)
+    model = to_onnx(fused)
+    integer = to_int8(model, measure_ranges(model, shared.encoder, TEXTS))
+    matrices = [
+        name
+        for name, values in stored(integer).items()
+        if values.dtype == np.int8 and values.ndim == 2 and not name.startswith("explainer.")
+    ]
+    assert len(matrices) == 1 + 6  # into the layers, and the layer
+    for mine, theirs in zip(answers(integer, 2, 9), answers(model, 2, 9), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=0.3)
 
 
 def test_the_heads_of_the_explainer_stay_as_they_are(integer, torch_bundle):

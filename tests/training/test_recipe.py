@@ -317,3 +317,21 @@ def test_a_recipe_in_another_encoding_is_refused(tmp_path):
     path.write_bytes('name = "café"\n'.encode("latin-1"))
     with pytest.raises(RecipeError, match="is not TOML"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["ranking=-0.1"], ["ranking", "at least 0"]),
+        (["regression=inf"], ["regression", "finite"]),
+        (["labelling=0"], ["labelling", "always served"]),
+        (["regression=0"], ["explainer: regression", "decode what is trained"]),
+        (["decode=ranking", "ranking=0"], ["explainer: ranking", "decode what is trained"]),
+        (["regression=0", "ranking=0", "labelling=0"], ["labelling", "more than 0"]),
+    ],
+)
+def test_no_untrained_head_is_served(read, overrides, words):
+    message = refusal(read, SMALL, *(f"explainer.{override}" for override in overrides))
+    for word in words:
+        assert word in message
+    assert read(SMALL, "explainer.regression=0", "explainer.decode=labelling").explainer.ranking

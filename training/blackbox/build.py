@@ -15,7 +15,7 @@ from models.text import TextEncoder
 from training.blackbox.callable import is_function_spec
 from training.blackbox.cnn import CnnConfig, CnnForSequenceClassification
 from training.blackbox.evidence import unheard
-from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
+from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox, longest_window
 from training.blackbox.mlp import MlpConfig, MlpForSequenceClassification
 from training.blackbox.rationale import RationaleConfig, RationaleForSequenceClassification
 from training.blackbox.source import BlackBoxSource
@@ -142,10 +142,9 @@ def _encoder_of(found: HuggingFaceBlackBox, settings: BlackBox) -> TextEncoder:
     """Returns a black box's tokenizer with the recipe's windows, as far as the model takes them."""
     if isinstance(found.model, (CnnForSequenceClassification, MlpForSequenceClassification)):
         found.model.config.max_position_embeddings = settings.max_tokens  # they have no positions
-    longest = getattr(found.model.config, "max_position_embeddings", settings.max_tokens)
     return TextEncoder.from_json(
         found.encoder.to_json(),
-        max_tokens=min(settings.max_tokens, longest),
+        max_tokens=longest_window(found.model, settings.max_tokens),
         overlap=settings.overlap,
     )
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from models.text import (
@@ -92,8 +98,8 @@ class HuggingFaceBlackBox:
 
         Raises:
             DataError: when there is no such checkpoint, it lacks a fast tokenizer, it has been
-                fine-tuned for another number of labels, or it is no classifier and a new head is
-                not wanted.
+                fine-tuned for another number of labels or names them in another order, or it does
+                not choose one of at least two classes and a new head is not wanted.
         """
         where = checkpoint
         if checkpoint.startswith("package:"):
@@ -101,6 +107,7 @@ class HuggingFaceBlackBox:
         try:
             config = AutoConfig.from_pretrained(where)
             if labels is not None:
+                _insist_on_order(labels, config, checkpoint)
                 config.num_labels = len(labels)
                 config.id2label = dict(enumerate(labels))
                 config.label2id = {label: row for row, label in enumerate(labels)}
@@ -123,12 +130,14 @@ class HuggingFaceBlackBox:
                 f"checkpoint {checkpoint} is not fine-tuned as a classifier (it has no "
                 f"{min(loading['missing_keys'])}): train it first, for example with l2e train"
             )
-        names = tuple(config.id2label[row] for row in range(config.num_labels))
+        if not new_head:
+            _insist_on_choice(config, checkpoint)
+        names = _label_names(config)
         saved = getattr(config, WINDOWS, {"max_tokens": MAX_TOKENS, "overlap": OVERLAP})
         wanted = saved["max_tokens"] if max_tokens is None else max_tokens
         text_encoder = TextEncoder.from_json(
             _tokenizer_json(where, checkpoint),
-            max_tokens=min(wanted, getattr(config, "max_position_embeddings", wanted)),
+            max_tokens=longest_window(model, wanted),
             overlap=saved["overlap"] if overlap is None else overlap,
         )
         return cls(model, text_encoder, names)
@@ -194,6 +203,55 @@ class HuggingFaceBlackBox:
     def autocast(self) -> torch.autocast:
         """Returns the context for the forward pass at this precision."""
         return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def longest_window(model: PreTrainedModel, wanted: int) -> int:
+    """Returns `wanted` tokens, or fewer where the model has no positions for such a row.
+
+    A row is padded to its bucket, and the pads have positions, too.
+    """
+    positions = getattr(model.config, "max_position_embeddings", -1)
+    if isinstance(model, (CnnForSequenceClassification, MlpForSequenceClassification)):
+        return min(wanted, positions)  # of whole windows: their pads have no positions
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count from the one behind that of the pads.
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            positions = min(positions, module.num_embeddings - module.padding_idx - 1)
+    if positions < 0:  # as XLNet's, which are relative
+        return wanted
+    return max(tokens for tokens in range(wanted + 1) if bucket_length(tokens) <= positions)
+
+
+def _label_names(config: PretrainedConfig) -> tuple[str, ...]:
+    names: Any = config.id2label or {}
+    return tuple(str(names[row]) for row in range(len(names)))
+
+
+def _insist_on_order(labels: Sequence[str], config: PretrainedConfig, checkpoint: str) -> None:
+    """Refuses a checkpoint's own labels in another order: names are given, not moved."""
+    asked = [label.casefold() for label in labels]
+    own = [name.casefold() for name in _label_names(config)]
+    if asked != own and sorted(asked) == sorted(own):
+        raise DataError(
+            f"checkpoint {checkpoint} has the labels {', '.join(_label_names(config))}, in this "
+            f"order: give them so, not as {', '.join(labels)}"
+        )
+
+
+def _insist_on_choice(config: PretrainedConfig, checkpoint: str) -> None:
+    """Refuses what gives no probabilities that sum to 1: an explanation is of their log-odds."""
+    if len(_label_names(config)) < 2:
+        raise DataError(
+            f"checkpoint {checkpoint} has one output: give a classifier of two classes at least"
+        )
+    if config.problem_type == "multi_label_classification":
+        raise DataError(
+            f"checkpoint {checkpoint} may give a text several labels at once: give a function "
+            "MODULE:NAME that returns the probabilities of not having and of having one of them"
+        )
 
 
 def _tokenizer_json(folder: str, checkpoint: str) -> str:
