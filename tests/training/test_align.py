@@ -28,6 +28,7 @@ from training.evaluation.align_plan import Texts, plan_trials
 from training.evaluation.align_plot import draw_alignment
 from training.evaluation.align_request import decisive, request
 from training.evaluation.align_result import TESTED, collect, compare_rows, to_json
+from training.evaluation.machine import machine_digest
 from training.evaluation.plausibility import PLAUSIBILITY
 from training.evaluation.report import alignment_to_markdown
 from training.evaluation.significance import compare_systems, holm
@@ -173,6 +174,7 @@ def test_the_command_gives_the_agreed_json(whole):
         assert row["accuracy"] == row["measures"]["accuracy"]
         assert row["measures"]["confusion"]
         assert row["train_seconds"] > 0 == row["feedback_seconds"]
+        assert row["machine"] == machine_digest()
         assert row["setting"]["classified"] == 12
         assert row["setting"]["texts"] == len(row["documents"]) == 8
         assert row["setting"]["teachers"] == {"lime": 12, "occlusion": 0}
@@ -615,6 +617,26 @@ def test_a_baseline_that_was_not_trained_has_no_ratio(results):
         results["plain", seed]["train_seconds"] = 0.0
     lines = alignment_to_markdown(collect(MADE_UP, results)).splitlines()
     assert cells(next(line for line in lines if line.startswith("| ours ")))[-1] == "-"
+
+
+def test_times_are_compared_on_one_machine_seed_by_seed(results):
+    for name, seed in results:
+        results[name, seed]["machine"] = "abc"
+    results["plain", 0]["train_seconds"] = 90.0
+    ratio = ratios(results)
+    assert (ratio["ours"], ratio["theirs"]) == ("1.71", "1.14")
+    results["ours", 0]["machine"] = "def"
+    ratio = ratios(results)
+    assert (ratio["ours"], ratio["theirs"]) == ("1.50", "1.14")
+    del results["theirs", 1]
+    results["ours", 1]["machine"] = "def"
+    ratio = ratios(results)
+    assert (ratio["ours"], ratio["theirs"]) == ("-", "1.33")
+
+
+def ratios(results):
+    first, _, _ = alignment_to_markdown(collect(MADE_UP, results)).partition("\n\n")
+    return {cells(line)[0]: cells(line)[-1] for line in first.splitlines()}
 
 
 def test_every_test_is_that_of_systems_and_holm_is_over_all(results):

@@ -26,6 +26,7 @@ from training.evaluation.align_request import check_request, note_request, reque
 from training.evaluation.align_result import Results, collect, unfinished
 from training.evaluation.alignment import first_chunk, measure_alignment, rationale_share
 from training.evaluation.classification import measure_classification
+from training.evaluation.machine import machine_digest
 from training.guard import LEARNT, guard_recipe, hold
 from training.runtime import write_json
 from training.stages import load_black_box, train
@@ -103,8 +104,9 @@ def run_trial(trial: Trial, trials: Sequence[Trial], texts: Texts) -> dict[str, 
 
     Returns:
         Plain JSON types: `accuracy` and `measures` (see `measure_classification`) over whole
-        texts; `train_seconds`, and of these `feedback_seconds`; `metrics` and `documents` (see
-        `measure_alignment`, empty without teachers) and `setting`, which says what was judged.
+        texts; `train_seconds`, and of these `feedback_seconds`, and on which `machine`; `metrics`
+        and `documents` (see `measure_alignment`, empty without teachers) and `setting`, which says
+        what was judged.
     """
     base = base_of(trial, trials)
     if base is not None:
@@ -189,6 +191,7 @@ class _Task:
             "measures": measures,
             "train_seconds": float(spent["seconds"]),
             "feedback_seconds": float(spent.get("feedback_seconds", 0.0)),
+            "machine": machine_digest(),
             "metrics": found["metrics"],
             "setting": {
                 "source": trial.source.path,

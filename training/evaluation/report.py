@@ -157,7 +157,6 @@ def _row_cells(
         for teacher in teachers
         for m in ALIGNMENT
     ]
-    seconds = _seconds(runs)
     baseline = rows.get(next(iter(runs[0]["against"]), ""), [])
     feedback = float(np.mean([run["feedback_seconds"] for run in runs]))
     return [
@@ -165,9 +164,9 @@ def _row_cells(
         ", ".join([_texts(runs[0]), *(f"{name} {n or ''}".strip() for name, n in budgets.items())]),
         f"{np.mean(accuracies):.3f}{spread}",
         *values,
-        f"{seconds / 60:.1f} min",
+        f"{np.mean([run['train_seconds'] for run in runs]) / 60:.1f} min",
         f"{feedback / 60:.1f} min" if feedback else "-",
-        f"{seconds / _seconds(baseline):.2f}" if baseline and _seconds(baseline) else "-",
+        _ratio(runs, baseline),
     ]
 
 
@@ -211,8 +210,16 @@ def _texts(row: Mapping[str, Any]) -> str:
     return f"{setting['source']} {setting['split']}, {setting['texts']} texts{tokens}"
 
 
-def _seconds(runs: Sequence[Mapping[str, Any]]) -> float:
-    return float(np.mean([run["train_seconds"] for run in runs]))
+def _ratio(runs: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]) -> str:
+    """Compares the time of training, over the seeds that both had on one machine."""
+    pairs = [
+        (run["train_seconds"], other["train_seconds"])
+        for run in runs
+        for other in baseline
+        if run["seed"] == other["seed"] and run.get("machine") == other.get("machine")
+    ]
+    others = sum(other for _, other in pairs)
+    return f"{sum(mine for mine, _ in pairs) / others:.2f}" if others else "-"
 
 
 def _mean(values: Sequence[float]) -> str:
