@@ -140,7 +140,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_teacher(parser: argparse.ArgumentParser) -> None:
+def _add_teacher(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Adds the flags of teachers; `more` precisions than those of a torch model."""
     parser.add_argument(
         "--teacher",
         action="append",
@@ -154,10 +155,12 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "bf16", *more),
         default="auto",
         help="of the classifier on masked copies; bf16 is off by about 0.03 in a logit, and auto "
-        "takes it where the processor multiplies bfloat16, which is faster",
+        "takes it where the processor multiplies bfloat16, which is faster"
+        + "; graph asks the bundle's own graph, and auto does for a bundle in fp16 or int8"
+        * ("graph" in more),
     )
 
 
@@ -186,7 +189,7 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument(
         "--label-map", default="", metavar="0=NEG,1=POS", help="from the file's labels to ours"
     )
-    _add_teacher(parser)
+    _add_teacher(parser, "graph")
     _add_json(parser)
 
 

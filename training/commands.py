@@ -94,7 +94,7 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
         teachers=teachers,
         limit=options.limit,
         seed=options.seed,
-        precision=_precision(options.precision),
+        precision=_precision(options.precision, explainer.bundle.manifest.precision),
     )
     examples = load(source, explainer.labels)
     work = options.runs / "evaluations"
@@ -142,8 +142,13 @@ def attribute_data(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     """`l2e compare RECIPE.toml`."""
     chosen = read_comparison(options.recipe, options.set)
-    for part in chosen.evaluation.values():
-        with_budgets([f"{name}={budget}" for name, budget in part.teachers.items()], 0)
+    for name, part in chosen.evaluation.items():
+        with_budgets([f"{each}={budget}" for each, budget in part.teachers.items()], 0)
+        if part.precision == "graph":
+            raise ValueError(
+                f"evaluation.{name}.precision: teachers are compared in bf16 or fp32; graph is for"
+                " the evaluation of a bundle"
+            )
     _prepare()
     texts = {}  # of all sets, before hours of work on the first
     for name, part in chosen.evaluation.items():
@@ -271,8 +276,11 @@ def _report_attributions(
     print(format_table(found, seconds, reliabilities))
 
 
-def _precision(asked: str) -> str:
-    return native_precision() if asked == "auto" else asked
+def _precision(asked: str, bundle: str = "fp32") -> str:
+    """Returns the precision of masked copies; the graph's own where it computes in another."""
+    if asked != "auto":
+        return asked
+    return native_precision() if bundle == "fp32" else "graph"
 
 
 def _prepare() -> None:

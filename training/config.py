@@ -212,7 +212,8 @@ class EvaluationSet:
     source: DataSource
     teachers: Mapping[str, int] = field(default_factory=dict)  # name -> budget
     limit: int | None = 100  # texts explained; accuracy is over all
-    precision: Literal["bf16", "fp32"] = "fp32"  # of the black box on masked copies
+    # Of the black box on masked copies; graph: of the bundle's own graph, as it is served.
+    precision: Literal["bf16", "fp32", "graph"] = "fp32"
 
 
 @dataclass(frozen=True)

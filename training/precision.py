@@ -56,21 +56,29 @@ def export_as(recipe_path: Path, overrides: Sequence[str], runs: Path, precision
     """
     recipe = read_recipe(recipe_path, overrides)
     run = runs / recipe.name
-    path = run / f"bundle-{precision}"
     with hold(run):
-        bundle = bundles.load(run / "bundle")
-        if (path / bundles.MANIFEST).exists():
-            found = bundles.load(path).manifest.card.get("precision", {})
-            if found.get("derived_from") == bundle.digest:
-                return path
-        guard_data(recipe, run)
-        derive(
-            bundle,
-            precision,
-            calibration=_draw(recipe, recipe.data.train, CALIBRATION_TEXTS),
-            validation=_draw(recipe, recipe.data.validation, COMPARED_TEXTS),
-            path=path,
-        )
+        return derive_run(recipe, run, precision)
+
+
+def derive_run(
+    recipe: Recipe, run: Path, precision: Derived, least: tuple[float, float] | None = None
+) -> Path:
+    """Does what `export_as` does, in a run that nobody else holds; `least` as of `derive`."""
+    path = run / f"bundle-{precision}"
+    bundle = bundles.load(run / "bundle")
+    if (path / bundles.MANIFEST).exists():
+        found = bundles.load(path).manifest.card.get("precision", {})
+        if found.get("derived_from") == bundle.digest:
+            return path
+    guard_data(recipe, run)
+    derive(
+        bundle,
+        precision,
+        calibration=_draw(recipe, recipe.data.train, CALIBRATION_TEXTS),
+        validation=_draw(recipe, recipe.data.validation, COMPARED_TEXTS),
+        path=path,
+        least=least,
+    )
     return path
 
 

@@ -11,7 +11,7 @@ from training.evaluation.evaluate import Setting
 from training.recipe import read_recipe
 
 NAMES = ("all, 192", "last, 192")
-SETTING = Setting({"lime": 40}, 6, 0, "fp32")
+SETTINGS = {"fp32": Setting({"lime": 40}, 6, 0, "fp32")}
 PLAN = Plan({}, tokens=(8, 16), batches=(1,), repeats=2)
 
 
@@ -25,9 +25,9 @@ def rows(recipe_path, home):
     return {name: point(recipe_path, home, name) for name in NAMES}
 
 
-def point(recipe_path, home, name, *more, setting=SETTING):
+def point(recipe_path, home, name, *more, settings=SETTINGS, least=None):
     recipe = read_recipe(recipe_path, [*curve.overrides_of(name), *more])
-    return curve.run_point(recipe, home, "dev", setting, PLAN)
+    return curve.run_point(recipe, home, "dev", settings, PLAN, least)
 
 
 def test_points_share_all_but_the_explainer(rows, home):
@@ -35,9 +35,9 @@ def test_points_share_all_but_the_explainer(rows, home):
     for stage in ("blackbox", "attributions"):
         assert {(run / stage).resolve() for run in runs} == {home / stage}
     assert rows["all, 192"]["parameters"] > rows["last, 192"]["parameters"]
-    drops = [row["reference_log_odds_drop"] for row in rows.values()]
-    assert drops[0] == drops[1]
-    for row in rows.values():
+    found = [row["precisions"]["fp32"] for row in rows.values()]
+    assert found[0]["reference_log_odds_drop"] == found[1]["reference_log_odds_drop"]
+    for row in found:
         assert row["share"] == row["log_odds_drop"] / row["reference_log_odds_drop"]
         assert row["n"] == 6
         assert set(row["ratio"]) == set(row["reply_ms"]) == {"8", "16"}
@@ -49,10 +49,24 @@ def test_a_finished_point_is_not_measured_again(rows, recipe_path, home):
 
 
 def test_other_questions_get_other_numbers(rows, recipe_path, home):
-    other = point(recipe_path, home, "last, 192", setting=Setting({"lime": 20}, 4, 0, "fp32"))
-    assert other["n"] == 4
-    assert other["reference_log_odds_drop"] != rows["last, 192"]["reference_log_odds_drop"]
-    assert other["seconds"] == rows["last, 192"]["seconds"]  # nothing was distilled again
+    settings = {"fp32": Setting({"lime": 20}, 4, 0, "fp32")}
+    other, before = point(recipe_path, home, "last, 192", settings=settings), rows["last, 192"]
+    drops = [row["precisions"]["fp32"]["reference_log_odds_drop"] for row in (other, before)]
+    assert other["precisions"]["fp32"]["n"] == 4
+    assert drops[0] != drops[1]
+    assert other["seconds"] == before["seconds"]  # nothing was distilled again
+
+
+def test_in_int8_the_graph_that_is_served_is_measured(rows, recipe_path, home):
+    """And what answers too differently in int8 is a row that says so."""
+    settings = {**SETTINGS, "int8": Setting({"lime": 40}, 6, 0, "graph")}
+    asked = (recipe_path, home, "last, 192")  # whose few steps of training leave ties
+    found = point(*asked, settings=settings, least=(0.0, 0.0))["precisions"]
+    assert found["fp32"] == rows["last, 192"]["precisions"]["fp32"]
+    assert set(found["int8"]) == set(found["fp32"])
+    assert found["int8"]["log_odds_drop"] != found["fp32"]["log_odds_drop"]
+    other = point(recipe_path, home, "all, 192", settings=settings, least=(1.1, 1.1))["precisions"]
+    assert "in int8 this bundle answers too differently" in other["int8"]["refused"]
 
 
 def test_what_points_share_is_not_taken_for_another_recipe(rows, recipe_path, home):
@@ -62,14 +76,23 @@ def test_what_points_share_is_not_taken_for_another_recipe(rows, recipe_path, ho
 
 def test_the_table_and_the_picture_have_every_point(rows):
     found = [{"name": name, "shipped": name == NAMES[0], **row} for name, row in rows.items()]
+    for row in found:
+        row["precisions"] = {**row["precisions"], "int8": {"refused": "too coarse"}}
+    found[0]["precisions"]["int8"] = found[0]["precisions"]["fp32"]
     result = {"rows": found, "reference": {"lime": 40}}
     lines = curve.curve_to_markdown(result).splitlines()
-    assert len(lines) == 2 + len(NAMES)
+    assert len(lines) == 2 + 2 * len(NAMES)
     assert lines[2].startswith("| all, 192 (shipped) | ")
-    assert lines[3].startswith("| last, 192 | ")
+    assert lines[4].startswith("| last, 192 | ")
+    assert lines[5].endswith(" | int8 | too coarse | - | - | - |")
     drawn = curve.draw_curve(result)
     assert ElementTree.fromstring(drawn).tag.endswith("svg")
-    for name in (*NAMES, "8 tokens", "16 tokens", "log-odds drop over that of lime, 40"):
+    for name in (
+        *NAMES,
+        "fp32, 8 tokens",
+        "int8, 16 tokens",
+        "log-odds drop over that of lime, 40",
+    ):
         assert f"<!-- {name} -->" in drawn
 
 

@@ -11,7 +11,8 @@ import pytest
 from l2e import main
 from training.arguments import parse_label_map, with_budgets
 from training.config import RecipeError
-from training.runtime import progress
+from training.precision import derive
+from training.runtime import native_precision, progress
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURES = {"aopc_comprehensiveness", "aopc_sufficiency", "log_odds_drop", "agreement"}
@@ -88,6 +89,34 @@ def test_evaluate_on_a_directory_writes_a_file_and_prints_a_table(torch_bundle, 
     check(json.loads(written.read_text(encoding="utf-8")), 6, 6, [])
     assert shown.startswith("6 texts, accuracy ")
     assert "random" in shown
+
+
+def test_a_bundle_in_int8_is_measured_as_it_is_served(torch_bundle, table, tmp_path, capsys):
+    """And what is compared has no graph of its own."""
+    texts = [text for text, _ in ROWS]
+    path = tmp_path / "int8"
+    derive(torch_bundle, "int8", calibration=texts, validation=texts, path=path, least=(0.5, 0.5))
+    flags = ["--data", str(table), "--text-column", "0", "--label-column", "1"]
+    flags += ["--label-map", "0=NEG,1=POS", "--runs", str(tmp_path / "runs"), "--json", "-"]
+    for bundle, more, expected in (
+        (path, [], "graph"),
+        (path, ["--precision", "fp32"], "fp32"),
+        (torch_bundle.path, [], native_precision()),
+    ):
+        assert main(["evaluate", "--bundle", str(bundle), *flags, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["setting"]["precision"] == expected
+
+
+def test_teachers_are_not_compared_on_a_graph(tmp_path, capsys):
+    recipe = tmp_path / "compare.toml"
+    recipe.write_text(
+        'name = "a"\nblackbox = "b"\n[evaluation.dev]\nprecision = "graph"\n'
+        '[evaluation.dev.source]\npath = "a.tsv"\n',
+        encoding="utf-8",
+    )
+    assert main(["compare", str(recipe)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "evaluation.dev.precision: teachers are compared in bf16 or fp32" in line
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from models import bundle as bundles
 from models.explainer import Explainer
 from models.session import OnnxSession
 from training.arguments import rival_budgets
+from training.blackbox.graph import OnnxBlackBox
 from training.evaluation.classifier_graph import classifier_alone
 from training.evaluation.efficiency import WARM_UP, Plan, time_rivals
-from training.evaluation.rivals import ALL, OnnxBlackBox, Place, Rival, place_of, rivals
+from training.evaluation.rivals import ALL, Place, Rival, place_of, rivals
 from training.evaluation.speed_report import bench_to_markdown
 from training.evaluation.texts import texts_of
 from training.evaluation.timing import in_turns, quartiles, ratios, server_timing

@@ -2,12 +2,17 @@ import json
 import math
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
+from models import bundle as bundles
 from models.explainer import Explainer
 from training.attribution.record import text_rng
+from training.attribution.teachers import teacher_named
+from training.blackbox.graph import OnnxBlackBox
 from training.data import Example
 from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.faithfulness import (
@@ -19,6 +24,7 @@ from training.evaluation.faithfulness import (
     top_words,
 )
 from training.export import to_torch
+from training.precision import derive
 
 # Twelve words; the log-odds of POS are 1.5 + .75 - 1 + .5 - .25 and the bias of .125: 1.625.
 TEXT = "a great film with moving music but boring plot , funny slow"
@@ -268,3 +274,57 @@ def test_long_texts_are_explained_whole(explainer, tmp_path):
     result = evaluate(explainer, [example], Setting({"occlusion": 0}), tmp_path)
     assert result["n_explained"] == 1
     assert all(math.isfinite(result["explainer"][name]) for name in MEASURES)
+
+
+# A bundle as it is served
+
+TEXTS = [part.text for part in EXAMPLES]
+
+
+@pytest.fixture(scope="module")
+def integer(torch_bundle, tmp_path_factory):
+    """The bundle in int8."""
+    path = tmp_path_factory.mktemp("integer") / "bundle"
+    derive(
+        torch_bundle, "int8", calibration=TEXTS, validation=TEXTS, path=path, least=(0.5, 0.5)
+    )  # the weights are random, and rationales near to ties
+    return Explainer.load(path, device="cpu")
+
+
+def test_masked_copies_are_answered_by_the_graph_that_is_served(integer, tmp_path):
+    """Occlusion is of its answers, too; what looks inside gets the torch classifier."""
+    example = EXAMPLES[0]
+    teachers = {"occlusion": 0, "gradient": 0}
+    result = evaluate(integer, [example], Setting(teachers, precision="graph"), tmp_path)
+    graph, (torch, _) = OnnxBlackBox(integer), to_torch(integer.bundle)
+    document, [answer] = integer.encode(example.text), integer.explain([example.text])
+    target = integer.labels.index(answer.label)
+    found = {"explainer": np.array([word.weight for word in answer.words])}
+    for name, black_box in (("occlusion", graph), ("gradient", torch)):
+        [record] = teacher_named(name).attribute(
+            black_box, [document], np.array([target]), budget=0, seed=0
+        )
+        found[name] = record.weights
+    expected = measure_faithfulness(graph, document, target, [*found.values()])
+    other = measure_faithfulness(torch, document, target, [*found.values()])
+    assert expected != other  # in 8 bits answers are not those of the same weights in float32
+    assert result["setting"]["precision"] == "graph"
+    rows = {"explainer": result["explainer"], **result["teachers"]}
+    for name, numbers in zip(found, expected, strict=True):
+        for measure in MEASURES:
+            assert rows[name][measure] == pytest.approx(numbers[measure], abs=1e-12)
+
+
+def test_another_explainer_of_the_same_graph_finds_the_teachers_work(integer, tmp_path):
+    setting = Setting({"occlusion": 0}, precision="graph")
+    evaluate(integer, EXAMPLES[:1], setting, tmp_path)
+    stores = {path.name for path in tmp_path.iterdir()}
+    model = onnx.load_model_from_string(integer.bundle.model_bytes())
+    [bias] = [t for t in model.graph.initializer if t.name == "explainer.regression.bias"]
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, bias.name))
+    changed = bundles.save_changed(
+        integer.bundle, tmp_path / "other", model=model.SerializeToString()
+    )
+    other = Explainer.load(changed.path, device="cpu", check_golden=False)
+    evaluate(other, EXAMPLES[:1], setting, tmp_path)
+    assert len({path.name for path in tmp_path.iterdir()} - stores) == 2  # bundle, faithfulness

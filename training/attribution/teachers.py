@@ -14,6 +14,7 @@ from training.attribution import (
     occlusion,
     permutation_shap,
 )
+from training.attribution.embeddings import EmbeddingTeacher
 from training.attribution.ensemble import PREFIX, EnsembleTeacher
 from training.attribution.record import Teacher
 
@@ -70,6 +71,15 @@ def takes_budget(name: str) -> bool:
     return default_budget(name) > 0
 
 
+def looks_inside(name: str) -> bool:
+    """Says whether a teacher, or a member of an ensemble, needs a torch model to look into.
+
+    Raises:
+        ValueError: see `teacher_named`.
+    """
+    return any(isinstance(member, EmbeddingTeacher) for member in _members(name))
+
+
 def default_budget(name: str) -> int:
     """Returns the budget of a teacher where nobody names one, 0 where it spends what it takes.
 
@@ -78,6 +88,9 @@ def default_budget(name: str) -> int:
     Raises:
         ValueError: see `teacher_named`.
     """
+    return max(DEFAULT_BUDGETS.get(member.name, 0) for member in _members(name))
+
+
+def _members(name: str) -> tuple[Teacher, ...]:
     found = teacher_named(name)
-    members = found.members if isinstance(found, EnsembleTeacher) else (found,)
-    return max(DEFAULT_BUDGETS.get(member.name, 0) for member in members)
+    return found.members if isinstance(found, EnsembleTeacher) else (found,)

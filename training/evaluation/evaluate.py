@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from models.explainer import Explainer
 from models.text import FloatArray
 from training.attribution.record import text_rng
 from training.attribution.store import VERSION
-from training.attribution.teachers import teacher_named
+from training.attribution.teachers import looks_inside, teacher_named
+from training.blackbox.graph import OnnxBlackBox
 from training.blackbox.huggingface import HuggingFaceBlackBox, state_digest
+from training.blackbox.protocol import BlackBox
 from training.data import Example, sample
 from training.evaluation.classification import measure_classification
+from training.evaluation.classifier_graph import classifier_alone
 from training.evaluation.faithfulness import MEASURES, measure_faithfulness, random_weights
 from training.evaluation.shards import compute_records, texts_digest
 from training.export import to_torch
@@ -34,7 +38,9 @@ class Setting:
         teachers: name to budget.
         limit: texts explained, a label-stratified sample; None explains all.
         seed: of the sample, the teachers and the random words.
-        precision: of the black box under masking, `bf16` or `fp32`.
+        precision: of the black box under masking: `bf16` or `fp32`, of the torch classifier
+            rebuilt from the bundle; `graph` asks the bundle's own graph instead, which for a bundle
+            in fp16 or int8 is what is served.
     """
 
     teachers: Mapping[str, int]
@@ -49,7 +55,7 @@ def evaluate(
     """Evaluates on labelled texts.
 
     Accuracy and the student's weights come from the bundle's own graph; masked copies run
-    through the torch classifier rebuilt from the same file.
+    through the torch classifier rebuilt from the same file, or through the graph, too.
 
     Args:
         explainer: the bundle.
@@ -92,12 +98,11 @@ def _measure_all(
     texts = [example.text for example in chosen]
     labels = [explainer.predict([text])[0].label for text in texts]
     targets = [explainer.labels.index(label) for label in labels]
-    black_box, _ = to_torch(explainer.bundle)
-    black_box.precision = setting.precision
+    classifier = _Classifier.of(explainer, setting.precision)
     # What teachers and measures depend on: not the explainer, so that another student of the
     # same classifier finds its teachers' work done.
     key = {
-        "classifier": state_digest(black_box),
+        "classifier": classifier.digest,
         "texts": texts_digest(texts),
         "targets": targets,
         "seed": setting.seed,
@@ -105,7 +110,9 @@ def _measure_all(
         "version": VERSION,
     }
     explanations = {
-        name: _attribute(black_box, texts, targets, name, budget, setting.seed, work, key)
+        name: _attribute(
+            classifier.seen_by(name), texts, targets, name, budget, setting.seed, work, key
+        )
         for name, budget in setting.teachers.items()
     }
     key = {
@@ -116,7 +123,7 @@ def _measure_all(
 
     def measure(row: int) -> dict[str, Any]:
         found = {name: records[row] for name, records in explanations.items()}
-        return _measure(explainer, black_box, texts[row], targets[row], found, setting.seed)
+        return _measure(explainer, classifier.asked, texts[row], targets[row], found, setting.seed)
 
     for text in texts[:WARM_UP]:
         explainer.explain([text])
@@ -124,8 +131,36 @@ def _measure_all(
     return compute_records(work, key, len(texts), measure, "faithfulness")
 
 
+@dataclass(frozen=True)
+class _Classifier:
+    """The bundle's classifier.
+
+    Attributes:
+        asked: answers masked copies.
+        torch: what teachers look into that need more than answers.
+        digest: of what decides the answers, whatever the explainer is.
+    """
+
+    asked: BlackBox
+    torch: HuggingFaceBlackBox
+    digest: str
+
+    @classmethod
+    def of(cls, explainer: Explainer, precision: str) -> _Classifier:
+        torch, _ = to_torch(explainer.bundle)
+        if precision != "graph":
+            torch.precision = precision
+            return cls(torch, torch, state_digest(torch))
+        alone = sha256(classifier_alone(explainer.bundle.model_bytes())).hexdigest()
+        digest = f"{state_digest(torch)}, {alone} on {explainer.session.device}"
+        return cls(OnnxBlackBox(explainer), torch, digest)
+
+    def seen_by(self, teacher: str) -> BlackBox:
+        return self.torch if looks_inside(teacher) else self.asked
+
+
 def _attribute(
-    black_box: HuggingFaceBlackBox,
+    black_box: BlackBox,
     texts: Sequence[str],
     targets: Sequence[int],
     name: str,
@@ -150,7 +185,7 @@ def _attribute(
 
 def _measure(
     explainer: Explainer,
-    black_box: HuggingFaceBlackBox,
+    black_box: BlackBox,
     text: str,
     target: int,
     teachers: Mapping[str, Mapping[str, Any]],

@@ -17,11 +17,12 @@ import numpy as np
 from lime.lime_text import LimeTextExplainer
 
 from models.explainer import Explainer
-from models.text import BoolArray, Document, FloatArray, TextEncoder
+from models.text import Document, FloatArray
 from training.attribution.embeddings import TOKEN_BUDGET, embed, frozen, group_by_shape
 from training.attribution.gradient import multiply
 from training.attribution.record import PREDICTED
 from training.attribution.teachers import TEACHERS, teacher_named
+from training.blackbox.graph import OnnxBlackBox
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.protocol import BlackBox, softmax
 
@@ -64,23 +65,6 @@ class Rival:
             self.evaluations(document) * sum(len(window.input_ids) for window in document.windows)
             for document in documents
         )
-
-
-class OnnxBlackBox:
-    """A bundle's classifier, in ONNX Runtime, for teachers that only see answers; a `BlackBox`."""
-
-    eps: float | None = None
-
-    def __init__(self, explainer: Explainer) -> None:
-        self.labels = explainer.labels
-        self.encoder: TextEncoder = explainer.encoder
-        self._explainer = explainer
-
-    def logits(
-        self, documents: Sequence[Document], keep: Sequence[BoolArray] | None = None
-    ) -> FloatArray:
-        """See `BlackBox.logits`."""
-        return self._explainer.logits(documents, keep)
 
 
 def place_of(explainer: Explainer) -> Place:
