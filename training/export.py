@@ -22,7 +22,7 @@ from training.attention import written_out
 from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.explainer.network import ExplainerNetwork, NetworkConfig, select_states
-from training.integer import SCALE, dequantise
+from training.integer import dequantised_weights
 
 OPSET = 20  # the first with a node for GELU, which ONNX Runtime joins with the bias before it
 EXPLANATION_OUTPUTS = ("weights", "label_probs")
@@ -144,6 +144,7 @@ def to_torch(bundle: Bundle) -> tuple[HuggingFaceBlackBox, ExplainerNetwork]:
 
 def _load_weights(fused: FusedModel, model: onnx.ModelProto) -> None:
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    integers = dequantised_weights(model.graph)
     state: Mapping[str, Tensor] = fused.state_dict()
     # With the running statistics of norms; buffers of integers are only counters and places, and
     # those that a checkpoint does not hold follow from the architecture.
@@ -159,9 +160,7 @@ def _load_weights(fused: FusedModel, model: onnx.ModelProto) -> None:
         if name not in stored:
             state[name].zero_()
             continue
-        found = numpy_helper.to_array(stored[name])
-        if found.dtype == np.int8:
-            found = dequantise(found, numpy_helper.to_array(stored[name + SCALE]))
+        found = integers[name] if name in integers else numpy_helper.to_array(stored[name])
         values = torch.from_numpy(found.astype(np.float32))
         if values.shape != state[name].shape:
             raise ValueError(f"weight {name} has shape {values.shape}, not {state[name].shape}")

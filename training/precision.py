@@ -28,8 +28,9 @@ from training.config import DataSource, Recipe
 from training.data import load, sample
 from training.guard import guard_data, hold
 from training.half import to_half
-from training.integer import measure_ranges, to_int8
+from training.integer import to_int8
 from training.recipe import read_recipe
+from training.scales import choose_scales
 
 Derived = Literal["fp16", "int8"]
 CALIBRATION_TEXTS: Final = 256  # of the training data, for the scales of int8
@@ -159,9 +160,10 @@ def lower(
     found = bundle.manifest.precision
     if found != "fp32":
         raise ValueError(f"{bundle.path}: is in {found}: give the fp32 bundle that it came from")
+    model = bundle.model_bytes()
     if precision == "fp16":
-        return to_half(bundle.model_bytes())
-    return to_int8(bundle.model_bytes(), measure_ranges(bundle.model_bytes(), encoder, calibration))
+        return to_half(model)
+    return to_int8(model, choose_scales(model, encoder, calibration))
 
 
 def check(comparison: Comparison, precision: Derived, least: tuple[float, float]) -> None:

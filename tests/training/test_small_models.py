@@ -45,8 +45,8 @@ from training.data.example import DataError
 from training.explainer.distill import network_config
 from training.explainer.network import ExplainerNetwork
 from training.export import to_torch
-from training.integer import measure_ranges
 from training.release import export_checked
+from training.scales import choose_scales
 
 TEXTS = (
     "A great plot , and a fine story",
@@ -427,7 +427,7 @@ def test_linear_layers_of_the_explainer_alone_make_no_bundle_in_integers(
     network = ExplainerNetwork(network_config(black_box, student, 1.0)).eval()
     exported = export_checked(black_box, network, TEXTS)
     with pytest.raises(ValueError, match=r"no linear layers over tokens.*export it as fp32"):
-        measure_ranges(exported.model, black_box.encoder, TEXTS)
+        choose_scales(exported.model, black_box.encoder, TEXTS)
 
 
 def test_an_explainer_cannot_read_states_that_there_are_not(new):
