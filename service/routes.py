@@ -35,7 +35,8 @@ from service.stream import MEDIA_TYPE, StreamResponse
 from service.tickets import Outcome, Query, Reply
 
 _EXAMPLE = "A slow start, but the last hour is really great."
-_SHORT_CHARS = 1_000  # of a text whose answer is rendered in a few tenths of a millisecond
+# Of an answer that is rendered in a few tenths of a millisecond.
+_FEW_SPANS, _FEW_CHARS = 100, 10_000
 _MEANINGS = {
     400: "The body is not JSON.",
     413: "The body is over the limit.",
@@ -112,7 +113,7 @@ def _add_predictions(router: APIRouter, backend: Backend, models: RequestModels)
         if isinstance(outcome, Exception):
             raise backend.problem(outcome)
         request.scope[STAGES] = outcome.stages
-        if len(wanted.text) <= _SHORT_CHARS:  # two changes of thread would cost more
+        if _is_short(outcome, wanted):  # two changes of thread would cost more
             return _one(outcome, wanted, explainer.bundle)
         return await run_in_threadpool(_one, outcome, wanted, explainer.bundle)
 
@@ -221,6 +222,12 @@ def _with_good_target(item: BatchItem | BadItem, labels: Sequence[str]) -> Batch
     if isinstance(item, BatchItem) and (fault := target_fault(item.target, labels)):
         return BadItem(item.id, [fault])
     return item
+
+
+def _is_short(reply: Reply, options: Options) -> bool:
+    found = reply.explanation
+    spans = len(found.rationale) + len(found.words) * options.words
+    return spans <= _FEW_SPANS and len(found.text) * options.html <= _FEW_CHARS
 
 
 def _one(reply: Reply, options: Options, bundle: Bundle) -> Response:
