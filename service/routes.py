@@ -226,8 +226,9 @@ def _with_good_target(item: BatchItem | BadItem, labels: Sequence[str]) -> Batch
 
 def _is_short(reply: Reply, options: Options) -> bool:
     found = reply.explanation
-    spans = len(found.rationale) + len(found.words) * options.words
-    return spans <= _FEW_SPANS and len(found.text) * options.html <= _FEW_CHARS
+    shown = [*found.rationale, *(found.words if options.words else ())]
+    chars = sum(len(span.text) for span in shown) + len(found.text) * options.html
+    return len(shown) <= _FEW_SPANS and chars <= _FEW_CHARS
 
 
 def _one(reply: Reply, options: Options, bundle: Bundle) -> Response:

@@ -49,7 +49,7 @@ def test_lines_can_be_read_in_a_terminal(page):
         assert len(line) <= 120 or code or line.startswith(("|", "<!--", "![")), line
 
 
-def test_the_readme_quotes_results():
+def test_the_pages_quote_results():
     assert {"sst2_dev.json", "movies_val.json"} <= {Path(name).name for name in QUOTED}
 
 

@@ -106,7 +106,7 @@ def _add_attribute(verbs: Any) -> None:
         default=str(SHIPPED),
         metavar="NAME",
         help="folder of a bundle, MODULE:FUNCTION or MODULE:OBJECT.METHOD (list of texts -> "
-        "probabilities [n, classes]), or a checkpoint; default: the shipped bundle",
+        "probabilities [n, classes]), or a checkpoint; default: the shipped bundle in fp32",
     )
     _add_data(parser)
     parser.add_argument(
@@ -140,8 +140,16 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_teacher(parser: argparse.ArgumentParser, *more: str) -> None:
-    """Adds the flags of teachers; `more` precisions than those of a torch model."""
+def _add_teacher(parser: argparse.ArgumentParser, *, graph: bool = False) -> None:
+    """Adds the flags of teachers; with `graph`, masked copies may be answered by a bundle's own."""
+    precisions = ["auto", "fp32", "bf16"]
+    precision = (
+        "of the classifier on masked copies; bf16 is off by about 0.03 in a logit, and auto takes "
+        "it where the processor multiplies bfloat16, which is faster"
+    )
+    if graph:
+        precisions.append("graph")
+        precision += "; graph asks the bundle's own, as auto does for a bundle in fp16 or int8"
     parser.add_argument(
         "--teacher",
         action="append",
@@ -153,15 +161,7 @@ def _add_teacher(parser: argparse.ArgumentParser, *more: str) -> None:
     _add_budget(parser, "black-box evaluations of each teacher that names none of its own")
     parser.add_argument("--limit", type=int, metavar="N", help="explain a stratified sample of N")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16", *more),
-        default="auto",
-        help="of the classifier on masked copies; bf16 is off by about 0.03 in a logit, and auto "
-        "takes it where the processor multiplies bfloat16, which is faster"
-        + "; graph asks the bundle's own graph, and auto does for a bundle in fp16 or int8"
-        * ("graph" in more),
-    )
+    parser.add_argument("--precision", choices=precisions, default="auto", help=precision)
 
 
 def _add_budget(parser: argparse.ArgumentParser, text: str) -> None:
@@ -189,7 +189,7 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument(
         "--label-map", default="", metavar="0=NEG,1=POS", help="from the file's labels to ours"
     )
-    _add_teacher(parser, "graph")
+    _add_teacher(parser, graph=True)
     _add_json(parser)
 
 

@@ -212,8 +212,7 @@ class EvaluationSet:
     source: DataSource
     teachers: Mapping[str, int] = field(default_factory=dict)  # name -> budget
     limit: int | None = 100  # texts explained; accuracy is over all
-    # Of the black box on masked copies; graph: of the bundle's own graph, as it is served.
-    precision: Literal["bf16", "fp32", "graph"] = "fp32"
+    precision: Literal["bf16", "fp32"] = "fp32"  # of the black box on masked copies
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,8 @@ def _load_weights(fused: FusedModel, model: onnx.ModelProto) -> None:
             state[name].zero_()
             continue
         found = integers[name] if name in integers else numpy_helper.to_array(stored[name])
+        if found.dtype == np.int8:
+            raise ValueError(f"weight {name} is in bytes that nothing gives a scale")
         values = torch.from_numpy(found.astype(np.float32))
         if values.shape != state[name].shape:
             raise ValueError(f"weight {name} has shape {values.shape}, not {state[name].shape}")

@@ -16,10 +16,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from models.text import FloatArray
-from training.scales import Layer, Scale, linear_layers, matrix_steps, with_branches
+from training.scales import Bytes, Layer, Scale, linear_layers, with_branches
 
 SCALE: Final = ".scale"  # what follows a weight's name in the name of its scales
-BALANCE: Final = ".balance"  # and an activation's in that of what its channels are multiplied by
+# And an activation's in that of what its channels are multiplied by, one over its balance.
+FACTORS: Final = ".factors"
 
 
 def to_int8(model: bytes, scales: Mapping[str, Scale]) -> bytes:
@@ -33,21 +34,27 @@ def to_int8(model: bytes, scales: Mapping[str, Scale]) -> bytes:
         The serialised graph. A quantised weight keeps its name and shape as int8 [outputs,
         inputs] and has float32 [outputs] beside it under its name and `SCALE`;
         `dequantised_weights` gives it back.
+
+    Raises:
+        ValueError: layers that share a weight balance their channels differently.
     """
     proto = onnx.load_model_from_string(model)
     graph = proto.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     before: dict[str, list[onnx.NodeProto]] = {}  # by the first output of the node that follows
-    casts, quantised = set(), set()
+    casts, seen = set(), set()
+    quantised: dict[str, FloatArray | None] = {}  # by the name of a weight, how it is balanced
     for layer in linear_layers(graph):
         scale = scales[layer.activation]
         added = before.setdefault(layer.matmul.output[0], [])
-        if layer.activation not in quantised:
-            quantised.add(layer.activation)
+        if layer.activation not in seen:
+            seen.add(layer.activation)
             added += _quantise_activation(graph, layer.activation, scale)
         if layer.weight not in quantised:  # layers may share theirs, as ALBERT's do
-            quantised.add(layer.weight)
+            quantised[layer.weight] = scale.balance
             _quantise_weight(graph, stored[layer.weight], scale.balance)
+        elif quantised[layer.weight] is not scale.balance:
+            raise ValueError(f"{layer.weight} is shared and cannot be balanced in several ways")
         added.append(_dequantise_weight(layer))
         layer.matmul.input[0] = f"{layer.activation}.dequantised"
         casts.add(layer.cast.output[0])
@@ -82,20 +89,17 @@ def dequantised_weights(graph: onnx.GraphProto) -> dict[str, FloatArray]:
 
     found = {}
     for node in nodes:
-        name = source(node.input[1], "DequantizeLinear", "Transpose") if _multiplies(node) else ""
+        if node.op_type != "MatMul":
+            continue
+        name = source(node.input[1], "DequantizeLinear", "Transpose")
         if name + SCALE not in stored:
             continue
-        steps = numpy_helper.to_array(stored[name + SCALE])
-        values = numpy_helper.to_array(stored[name]).astype(np.float32) * steps[:, np.newaxis]
+        steps = numpy_helper.to_array(stored[name + SCALE])[:, np.newaxis]
+        found[name] = Bytes(numpy_helper.to_array(stored[name]), steps).weight()
         balanced = makers.get(source(node.input[0], "DequantizeLinear", "QuantizeLinear"))
-        if balanced is not None and balanced.input[-1].endswith(BALANCE):
-            values = values * numpy_helper.to_array(stored[balanced.input[-1]])
-        found[name] = values
+        if balanced is not None and balanced.input[-1].endswith(FACTORS):
+            found[name] *= numpy_helper.to_array(stored[balanced.input[-1]])
     return found
-
-
-def _multiplies(node: onnx.NodeProto) -> bool:
-    return str(node.op_type) == "MatMul"
 
 
 def _quantise_activation(graph: onnx.GraphProto, name: str, scale: Scale) -> list[onnx.NodeProto]:
@@ -103,9 +107,9 @@ def _quantise_activation(graph: onnx.GraphProto, name: str, scale: Scale) -> lis
     nodes, source = [], name
     if scale.balance is not None:
         factors = (1 / scale.balance).astype(np.float32)  # to multiply takes less than to divide
-        graph.initializer.append(numpy_helper.from_array(factors, name + BALANCE))
+        graph.initializer.append(numpy_helper.from_array(factors, name + FACTORS))
         source = f"{name}.balanced"
-        nodes.append(helper.make_node("Mul", [name, name + BALANCE], [source]))
+        nodes.append(helper.make_node("Mul", [name, name + FACTORS], [source]))
     parameters = _parameters(name)
     for value, parameter in zip((scale.step, scale.zero), parameters, strict=True):
         graph.initializer.append(numpy_helper.from_array(np.array(value), parameter))
@@ -124,11 +128,10 @@ def _quantise_weight(
     weight: FloatArray = numpy_helper.to_array(tensor).astype(np.float32)
     if balance is not None:
         weight = weight * balance
-    steps = matrix_steps(weight)
-    values = np.rint(weight / steps).astype(np.int8)
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    zeros = np.zeros(len(steps), np.int8)
-    for value, parameter in zip((steps[:, 0], zeros), _parameters(tensor.name), strict=True):
+    found = Bytes.of(weight)
+    tensor.CopyFrom(numpy_helper.from_array(found.values, tensor.name))
+    zeros = np.zeros(len(found.values), np.int8)
+    for value, parameter in zip((found.steps[:, 0], zeros), _parameters(tensor.name), strict=True):
         graph.initializer.append(numpy_helper.from_array(np.array(value), parameter))
 
 

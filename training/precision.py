@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Final, Literal
+
+import numpy as np
 
 from models import bundle as bundles
 from models.answer import make_golden
@@ -25,16 +27,19 @@ from models.session import OnnxSession
 from models.text import TextEncoder
 from training.agreement import Comparison, compare
 from training.config import DataSource, Recipe
-from training.data import load, sample
+from training.data import Example, load, sample
 from training.guard import guard_data, hold
 from training.half import to_half
 from training.integer import to_int8
 from training.recipe import read_recipe
+from training.release import describe_validation
 from training.scales import choose_scales
 
 Derived = Literal["fp16", "int8"]
 CALIBRATION_TEXTS: Final = 256  # of the training data, for the scales of int8
 COMPARED_TEXTS: Final = 400  # of the validation data
+# Raise it with every change of how a bundle is derived: one made before is then made anew.
+VERSION: Final = {"fp16": 1, "int8": 2}
 # Least label agreement and least rationale overlap with the fp32 bundle.
 LEAST: Final = {"fp16": (0.995, 0.97), "int8": (0.97, 0.90)}
 # By how much a processor may be off the golden answer of the one that exported: in int8 one number
@@ -69,25 +74,30 @@ def derive_run(
     bundle = bundles.load(run / "bundle")
     if (path / bundles.MANIFEST).exists():
         found = bundles.load(path).manifest.card.get("precision", {})
-        if found.get("derived_from") == bundle.digest:
+        made = found.get("derived_from"), found.get("version", 1)
+        if made == (bundle.digest, VERSION[precision]):
+            compared = Comparison(**{part.name: found[part.name] for part in fields(Comparison)})
+            check(compared, precision, least or LEAST[precision])
             return path
     guard_data(recipe, run)
+    validation = _draw(recipe, recipe.data.validation, COMPARED_TEXTS)
     derive(
         bundle,
         precision,
-        calibration=_draw(recipe, recipe.data.train, CALIBRATION_TEXTS),
-        validation=_draw(recipe, recipe.data.validation, COMPARED_TEXTS),
+        calibration=[each.text for each in _draw(recipe, recipe.data.train, CALIBRATION_TEXTS)],
+        validation=[each.text for each in validation],
+        gold=[each.label for each in validation],
         path=path,
         least=least,
     )
     return path
 
 
-def _draw(recipe: Recipe, sources: Sequence[DataSource], limit: int) -> list[str]:
-    """Draws texts, from each source as many."""
+def _draw(recipe: Recipe, sources: Sequence[DataSource], limit: int) -> list[Example]:
+    """Draws examples, from each source as many."""
     share = -(-limit // len(sources))
     return [
-        example.text
+        example
         for source in sources
         for example in sample(load(source, recipe.data.labels, recipe.data.root), share, 0)
     ]
@@ -100,6 +110,7 @@ def derive(
     calibration: Sequence[str],
     validation: Sequence[str],
     path: Path,
+    gold: Sequence[str] | None = None,
     least: tuple[float, float] | None = None,
 ) -> Bundle:
     """Rewrites a bundle's graph, compares the answers of both and saves the new bundle.
@@ -110,6 +121,7 @@ def derive(
         calibration: texts of the training data; fp16 needs none.
         validation: texts to compare on.
         path: the new bundle's folder.
+        gold: the labels of the validation texts, for the accuracy in the card.
         least: label agreement and rationale overlap to insist on; None takes `LEAST`.
 
     Returns:
@@ -126,9 +138,18 @@ def derive(
     comparison = compare(before, after, validation)
     check(comparison, precision, least or LEAST[precision])
     manifest, golden = bundle.manifest, bundle.manifest.golden
-    # What the recipe's evaluation found was found in fp32.
-    card = {name: value for name, value in manifest.card.items() if name != "evaluation"}
-    found = {"derived_from": bundle.digest, **asdict(comparison)}
+    # What was measured, was in fp32.
+    measured = {"evaluation", "validation"}
+    card = {name: value for name, value in manifest.card.items() if name not in measured}
+    if gold is not None:
+        logits = after.logits([after.encode(text) for text in validation])
+        classes = np.array([manifest.labels.index(label) for label in gold])
+        card["validation"] = describe_validation(logits, classes, manifest.temperature)
+    found = {
+        "derived_from": bundle.digest,
+        "version": VERSION[precision],
+        **asdict(comparison),
+    }
     if precision == "int8":
         found["calibration_texts"] = len(calibration)
     return bundles.save_changed(

@@ -15,7 +15,7 @@ from models import bundle as bundles
 from models.answer import document_logits, make_golden
 from models.bundle import Bundle
 from models.session import OnnxSession
-from models.text import FloatArray
+from models.text import FloatArray, IntArray
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.blackbox.protocol import softmax
 from training.config import Recipe
@@ -110,7 +110,7 @@ def assemble(
             "description": recipe.description,
             "language": recipe.language,
             "licence": recipe.licence,
-            "validation": _describe(exported.logits, gold, temperature),
+            "validation": describe_validation(exported.logits, gold, temperature),
             "label_agreement_with_unrounded": exported.agreement,
             "largest_difference_from_torch": exported.difference,
         },
@@ -182,6 +182,23 @@ def check_parity(fused: FusedModel, session: OnnxSession) -> float:
     return float(f"{worst:.0e}")
 
 
+def describe_validation(logits: FloatArray, gold: IntArray, temperature: float) -> dict[str, Any]:
+    """Returns what the card says of a classifier on validation texts.
+
+    Args:
+        logits: float64 [texts, classes].
+        gold: int64 [texts], the right classes.
+        temperature: of the bundle.
+    """
+    return {
+        "texts": len(gold),
+        "accuracy": float((logits.argmax(1) == gold).mean()),
+        "temperature": temperature,
+        "calibration_error": round(calibration_error(softmax(logits / temperature), gold), 4),
+        "calibration_error_before": round(calibration_error(softmax(logits), gold), 4),
+    }
+
+
 def write_card(bundle: Bundle, results: dict[str, Any]) -> Bundle:
     """Saves the bundle again with evaluation results in its card, timings under `times`."""
     manifest = bundle.manifest
@@ -209,16 +226,6 @@ def _published(recipe: Recipe) -> dict[str, Any]:
         if Path(source["path"]).is_absolute():
             source["path"] = Path(source["path"]).name
     return values
-
-
-def _describe(logits: FloatArray, gold: np.ndarray[Any, Any], temperature: float) -> dict[str, Any]:
-    return {
-        "texts": len(gold),
-        "accuracy": float((logits.argmax(1) == gold).mean()),
-        "temperature": temperature,
-        "calibration_error": round(calibration_error(softmax(logits / temperature), gold), 4),
-        "calibration_error_before": round(calibration_error(softmax(logits), gold), 4),
-    }
 
 
 def _split_times(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

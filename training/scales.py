@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.device import available_threads
@@ -32,8 +33,10 @@ ROWS: Final = 2_048  # tokens of the texts on which a layer's scale is chosen
 CUT: Final = (0.0, 1e-5, 1e-4)  # shares of the values that may be cut off at either end
 SMOOTH: Final = (0.5, 0.75)  # how much of a channel's size goes over to the weights
 LEVEL: Final = (1.5, 3.0)  # or: channels larger than so many medians are brought down to them
+LEAST: Final = 0.1  # of the median that a channel counts for, however small it was on the texts
 # Balancing takes a node of its own, so it must leave at most this share of the error.
 WORTH: Final = 0.8
+NARROW: Final = 16  # outputs below which a layer is not worth the nodes around it
 
 
 class Layer(NamedTuple):
@@ -84,11 +87,39 @@ class Scale(NamedTuple):
         return found
 
 
+class Bytes(NamedTuple):
+    """A weight as bytes.
+
+    Attributes:
+        values: int8 [outputs, inputs].
+        steps: float32 [outputs, 1], what they count.
+    """
+
+    values: NDArray[np.int8]
+    steps: FloatArray
+
+    @classmethod
+    def of(cls, weight: FloatArray) -> Bytes:
+        """Rounds a weight [outputs, inputs], each output with a step of its own."""
+        steps: FloatArray = (np.abs(weight).max(axis=1, keepdims=True) / 127).astype(np.float32)
+        steps[steps == 0] = 1.0
+        return cls(np.rint(weight / steps).astype(np.int8), steps)
+
+    def weight(self) -> FloatArray:
+        """Returns what they stand for, float32 [outputs, inputs]."""
+        found: FloatArray = self.values.astype(np.float32) * self.steps
+        return found
+
+
 def linear_layers(graph: onnx.GraphProto) -> list[Layer]:
-    """Returns the linear layers over tokens, without those of the explainer's heads."""
+    """Returns the linear layers over tokens; not narrow ones, nor the explainer's heads."""
     graphs = with_branches(graph)
     makers = {name: node for part in graphs for node in part.node for name in node.output}
-    stored = {tensor.name for tensor in graph.initializer}
+    wide = {
+        tensor.name
+        for tensor in graph.initializer
+        if len(tensor.dims) == 2 and tensor.dims[0] >= NARROW
+    }
     found = []
     for node in (node for part in graphs for node in part.node):
         transpose = makers.get(node.input[1]) if node.op_type == "MatMul" else None
@@ -96,7 +127,7 @@ def linear_layers(graph: onnx.GraphProto) -> list[Layer]:
         if transpose is None or cast is None:
             continue
         kinds, weight = (transpose.op_type, cast.op_type), cast.input[0]
-        linear = kinds == ("Transpose", "Cast") and weight in stored
+        linear = kinds == ("Transpose", "Cast") and weight in wide
         if linear and not weight.startswith(HEADS):
             found.append(Layer(node, transpose, cast))
     return found
@@ -151,54 +182,54 @@ def choose_scales(model: bytes, encoder: TextEncoder, texts: Sequence[str]) -> d
 def choose_scale(rows: FloatArray, weight: FloatArray, *, balanced: bool = True) -> Scale:
     """Chooses the scale that leaves the smallest error in a layer's output.
 
-    A token's error counts beside how much its output varies, for a norm over channels follows: a
-    few tokens, such as `[SEP]`, have outputs many times as large as all others.
+    A token's error counts beside how much its output varies, for mostly a norm over channels
+    follows: a few tokens, such as `[SEP]`, have outputs many times as large as all others.
 
     Args:
         rows: float32 [tokens, inputs], what goes in.
-        weight: float32 [outputs, inputs], rounded to bytes with a scale for each output.
+        weight: float32 [outputs, inputs], rounded to bytes with a step for each output.
         balanced: whether channels may be balanced.
+
+    Raises:
+        ValueError: what goes in is not finite.
     """
     exact = rows @ weight.T
+    if not np.isfinite(exact).all():
+        raise ValueError("a layer's input is infinite or no number on the texts for calibration")
     spread = exact.var(axis=1)
-    share = spread + np.median(spread) + np.finfo(np.float32).tiny
+    room = spread + (np.median(spread) or 1.0)
     plain: list[tuple[float, Scale]] = []
     other: list[tuple[float, Scale]] = []
     for balance in (None, *(_balances(rows, weight) if balanced else ())):
-        inputs, matrix = (rows, weight) if balance is None else (rows / balance, weight * balance)
-        steps = matrix_steps(matrix)
-        matrix = steps * np.rint(matrix / steps)
-        for cut in CUT:
-            low, high = np.quantile(inputs, (cut, 1 - cut)).tolist()
+        inputs = rows if balance is None else rows / balance
+        matrix = Bytes.of(weight if balance is None else weight * balance).weight()
+        ends = np.quantile(inputs, (*CUT, *(1 - cut for cut in CUT))).reshape(2, -1).T
+        for low, high in ends.tolist():
             scale = Scale(min(0.0, low), max(0.0, high), balance)
             gap = scale.rounded(inputs) @ matrix.T - exact
-            error = float(np.mean(np.square(gap).mean(axis=1) / share)) ** 0.5
+            error = float(np.mean(np.square(gap).mean(axis=1) / room)) ** 0.5
             (plain if balance is None else other).append((error, scale))
     best = min(plain, key=lambda one: one[0])
     rival = min(other, key=lambda one: one[0], default=best)
     return rival[1] if rival[0] < WORTH * best[0] else best[1]
 
 
-def matrix_steps(weight: FloatArray) -> FloatArray:
-    """Returns what the bytes of a weight [outputs, inputs] count, float32 [outputs, 1]."""
-    steps: FloatArray = (np.abs(weight).max(axis=1, keepdims=True) / 127).astype(np.float32)
-    steps[steps == 0] = 1.0
-    return steps
-
-
 def _balances(rows: FloatArray, weight: FloatArray) -> Iterator[FloatArray]:
-    """Yields factors to try; a channel that is always 0 is left as it is."""
+    """Yields factors to try, all above 0.
+
+    A channel counts for a tenth of the median at least: one that was silent on these texts may
+    speak on others, and would be cut off.
+    """
     sizes, weights = np.abs(rows).max(axis=0), np.abs(weight).max(axis=0)
-    usable = (sizes > 0) & (weights > 0)
+    if not sizes.any() or not weights.any():
+        return
+    sizes = np.maximum(sizes, LEAST * np.median(sizes[sizes > 0]))
+    weights = np.maximum(weights, LEAST * np.median(weights[weights > 0]))
     for share in SMOOTH:
-        factors = np.ones_like(sizes)
-        factors[usable] = sizes[usable] ** share / weights[usable] ** (1 - share)
-        factors[usable] /= np.exp(np.log(factors[usable]).mean()) if usable.any() else 1.0
-        yield factors
+        factors = sizes**share / weights ** (1 - share)
+        yield factors / np.exp(np.log(factors).mean())
     for level in LEVEL:
-        middle = level * np.median(sizes)
-        if middle > 0:
-            yield np.maximum(1.0, sizes / middle).astype(np.float32)
+        yield np.maximum(1.0, sizes / (level * np.median(sizes)))
 
 
 def _draw_rows(
@@ -206,7 +237,7 @@ def _draw_rows(
 ) -> dict[str, FloatArray]:
     """Runs texts and keeps, of each activation, about `ROWS` tokens: float32 [tokens, channels].
 
-    Each window gives as many, so that no text counts for its length alone.
+    Each window gives as many.
     """
     for name in names:
         proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))

@@ -6,7 +6,8 @@
 Distils the attributions of a recipe into an explainer for each point, exports it in each precision
 and measures it on a set of the recipe's [evaluation]: its log-odds drop over that of LIME with many
 samples on the same texts, and what a reply costs over a graph that holds the classifier alone, at
-several lengths. In int8 masked copies, those of LIME too, are answered by the graph that is served.
+several lengths. In int8 masked copies, those of LIME too, are answered by the graph that is served;
+in fp32 by torch in bfloat16, which is quicker.
 The classifier is the shipped one as it is (`--blackbox ""` trains the recipe's own). Classifier,
 attributions and LIME are made once for all points. A killed run goes on where it was.
 """
@@ -20,8 +21,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from models import SHIPPED
 from models.explainer import Explainer
-from service.settings import Settings
 from tests.bench.results import finish, say
 from training.config import Recipe, Student
 from training.data import load
@@ -64,9 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Explainers of several widths, side by side.")
     parser.add_argument("recipe", type=Path, nargs="?", default=RECIPE, metavar="RECIPE.toml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument(
-        "--blackbox", default=str(Settings().bundle), metavar="DIR", help="kept as it is"
-    )
+    parser.add_argument("--blackbox", default=str(SHIPPED), metavar="DIR", help="kept as it is")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--only", nargs="+", choices=POINTS, default=[*POINTS], metavar="POINT")
     parser.add_argument("--precisions", nargs="+", choices=ASKED, default=[*ASKED], metavar="NAME")
@@ -238,7 +237,7 @@ def _parameters(run: Path) -> int:
 
 
 def curve_to_markdown(result: Mapping[str, Any]) -> str:
-    """The README's table: a line for each point and precision."""
+    """The pages' table: a line for each point and precision."""
     rows: Sequence[Mapping[str, Any]] = result["rows"]
     lengths = _lengths(rows)
     header = ["states read, width", "parameters", "precision", "log-odds drop", "share of LIME's"]
@@ -293,7 +292,9 @@ def draw_curve(result: Mapping[str, Any]) -> str:
 def _lengths(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the lengths that were timed, in their order."""
     measured = [found for row in rows for found in row["precisions"].values() if "ratio" in found]
-    return [*measured[0]["ratio"]] if measured else []
+    if not measured:
+        raise ValueError("every bundle was refused: there is nothing to draw or to list")
+    return [*measured[0]["ratio"]]
 
 
 if __name__ == "__main__":

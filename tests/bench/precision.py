@@ -31,10 +31,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
+from models import SHIPPED
 from models import bundle as bundles
 from models.bundle import Bundle
 from models.device import CUDA
-from service.settings import Settings
 from tests.bench.results import finish, say
 from training.agreement import overlap
 from training.config import DataSource
@@ -52,7 +52,7 @@ REFERENCE = "fp32"
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="Precisions and devices, side by side.")
-    parser.add_argument("--bundle", type=Path, default=Settings().bundle, help="in fp32")
+    parser.add_argument("--bundle", type=Path, default=SHIPPED, help="in fp32")
     parser.add_argument(
         "--openvino",
         type=Path,
@@ -199,7 +199,7 @@ def against_reference(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str
 
 
 def precision_to_markdown(result: Mapping[str, Any]) -> str:
-    """The README's tables: milliseconds per text, label only / with explanation; then the rest."""
+    """The pages' tables: milliseconds per text, label only / with explanation; then the rest."""
     rows = result["rows"]
     shapes = list(rows[REFERENCE]["ms"])
     lines = [

@@ -92,7 +92,6 @@ def test_evaluate_on_a_directory_writes_a_file_and_prints_a_table(torch_bundle, 
 
 
 def test_a_bundle_in_int8_is_measured_as_it_is_served(torch_bundle, table, tmp_path, capsys):
-    """And what is compared has no graph of its own."""
     texts = [text for text, _ in ROWS]
     path = tmp_path / "int8"
     derive(torch_bundle, "int8", calibration=texts, validation=texts, path=path, least=(0.5, 0.5))
@@ -105,18 +104,6 @@ def test_a_bundle_in_int8_is_measured_as_it_is_served(torch_bundle, table, tmp_p
     ):
         assert main(["evaluate", "--bundle", str(bundle), *flags, *more]) == 0
         assert json.loads(capsys.readouterr().out)["setting"]["precision"] == expected
-
-
-def test_teachers_are_not_compared_on_a_graph(tmp_path, capsys):
-    recipe = tmp_path / "compare.toml"
-    recipe.write_text(
-        'name = "a"\nblackbox = "b"\n[evaluation.dev]\nprecision = "graph"\n'
-        '[evaluation.dev.source]\npath = "a.tsv"\n',
-        encoding="utf-8",
-    )
-    assert main(["compare", str(recipe)]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "evaluation.dev.precision: teachers are compared in bf16 or fp32" in line
 
 
 @pytest.mark.parametrize(

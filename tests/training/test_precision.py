@@ -25,9 +25,9 @@ from training.agreement import Comparison, batch_equal, compare, overlap, ration
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.export import FusedModel, branch, round_weights, to_onnx, to_torch
 from training.half import to_half
-from training.integer import BALANCE, SCALE, dequantised_weights, to_int8
-from training.precision import LEAST, PrecisionError, check, derive, export_as
-from training.scales import Scale, choose_scale, choose_scales, matrix_steps
+from training.integer import FACTORS, SCALE, dequantised_weights, to_int8
+from training.precision import LEAST, PrecisionError, check, derive, derive_run, export_as
+from training.scales import Bytes, Scale, choose_scale, choose_scales, linear_layers
 
 TEXTS = [
     "the plot was great and very funny .",
@@ -270,7 +270,7 @@ def balances_of(model):
     proto = onnx.load_model_from_string(model)
     plain = onnx.load_model_from_string(model)
     for tensor in plain.graph.initializer:
-        if tensor.name.endswith(BALANCE):
+        if tensor.name.endswith(FACTORS):
             ones = np.ones_like(numpy_helper.to_array(tensor))
             tensor.CopyFrom(numpy_helper.from_array(ones, tensor.name))
     mine, without = (dequantised_weights(part.graph) for part in (proto, plain))
@@ -292,7 +292,7 @@ def test_weights_are_integers_with_a_scale_for_each_output(integer, torch_bundle
         assert mine[name].shape == theirs[name].shape
         assert steps.shape == (len(mine[name]),)
         # Half a step of its row, divided by what its column was multiplied by.
-        room = 0.5001 * steps[:, np.newaxis] * balances.get(name, 1.0)
+        room = 0.5001 * steps[:, np.newaxis] * balances[name]
         assert (np.abs(restored[name] - theirs[name].astype(np.float32)) <= room).all()
         assert np.abs(mine[name]).max() == 127
     for name in theirs.keys() - matrices:
@@ -310,10 +310,23 @@ def test_layers_may_share_a_weight(black_box, make_network, enliven, quiet_expor
         AutoModelForSequenceClassification.from_config(config), black_box.encoder, ("NEG", "POS")
     )
     enliven(shared.model)
+    with torch.no_grad():  # a channel that would be worth balancing, and to be refused it
+        shared.model.albert.encoder.embedding_hidden_mapping_in.weight[3] *= 40
     fused = FusedModel(shared.model, make_network(shared, "all")).eval()
     round_weights(fused)
     model = to_onnx(fused)
-    integer = to_int8(model, choose_scales(model, shared.encoder, TEXTS))
+    scales = choose_scales(model, shared.encoder, TEXTS)
+    read: dict[str, list[str]] = {}
+    for layer in linear_layers(onnx.load_model_from_string(model).graph):
+        read.setdefault(layer.weight, []).append(layer.activation)
+    several = {name for names in read.values() if len(set(names)) > 1 for name in names}
+    assert len(several) == 3 * 4  # 3 layers with 4 different inputs
+    # One weight has one balance at most, and its inputs may need several.
+    assert {scales[name].balance for name in several} == {None}
+    wrong = {name: scale._replace(balance=np.ones(1)) for name, scale in scales.items()}
+    with pytest.raises(ValueError, match=r"is shared and cannot be balanced in several ways"):
+        to_int8(model, wrong)
+    integer = to_int8(model, scales)
     matrices = [
         name
         for name, values in stored(integer).items()
@@ -361,28 +374,34 @@ def one_layer(weight):
 
 def test_one_layer_by_hand():
     """MatMul of activations in steps of 1/10 around 0 with weights in steps of their rows."""
-    weight = np.array([[1.0, -0.5], [0.0, 0.0], [2.0, 127.0]])
+    weight = np.zeros((16, 2))  # narrower layers are left as they are
+    weight[:3] = [[1.0, -0.5], [0.0, 0.0], [2.0, 127.0]]
     made = onnx.load_model_from_string(to_int8(one_layer(weight), {"x": Scale(-5.5, 20.0)}))
     found = stored(made.SerializeToString())
-    assert found["w"].tolist() == [[127, -64], [0, 0], [2, 127]]
-    np.testing.assert_allclose(found["w" + SCALE], [1 / 127, 1, 1])
+    assert found["w"][:3].tolist() == [[127, -64], [0, 0], [2, 127]]
+    np.testing.assert_allclose(found["w" + SCALE][:3], [1 / 127, 1, 1])
     assert found["x.scale"] == np.float32(0.1)
     assert found["x.zero"] == 55
     x = np.array([[[0.04, 1.0], [-9.0, 30.0]]], np.float32)  # rounds to 0; beyond both ends
     [result] = reference(made, {"x": x})
     inputs = np.array([[[0.0, 1.0], [-5.5, 20.0]]])
     outputs = np.array([[1.0, -64 / 127], [0.0, 0.0], [2.0, 127.0]])
-    np.testing.assert_allclose(result, inputs @ outputs.T, rtol=1e-5)
+    np.testing.assert_allclose(result[..., :3], inputs @ outputs.T, rtol=1e-5)
+
+
+def test_a_narrow_layer_stays_as_it_is():
+    model = one_layer(np.ones((15, 64)))
+    assert stored(to_int8(model, {})).keys() == stored(model).keys()
 
 
 def test_a_balanced_layer_by_hand():
     """The second channel is divided by 4 before it becomes bytes, its weights are multiplied."""
-    weight = np.array([[1.0, -0.25], [2.0, 0.5]])
+    weight = np.tile([[1.0, -0.25], [2.0, 0.5]], (8, 1))
     scale = Scale(-5.5, 20.0, np.array([1.0, 4.0], np.float32))
     made = onnx.load_model_from_string(to_int8(one_layer(weight), {"x": scale}))
     found = stored(made.SerializeToString())
-    assert found["w"].tolist() == [[127, -127], [127, 127]]
-    assert found["x" + BALANCE].tolist() == [1.0, 0.25]
+    assert found["w"][:2].tolist() == [[127, -127], [127, 127]]
+    assert found["x" + FACTORS].tolist() == [1.0, 0.25]
     np.testing.assert_allclose(dequantised_weights(made.graph)["w"], weight, rtol=1e-6)
     x = np.array([[[0.04, 1.0], [-9.0, 70.0], [1.0, 90.0]]], np.float32)
     [result] = reference(made, {"x": x})
@@ -403,8 +422,7 @@ def test_scales_are_chosen_on_texts(scales, torch_bundle, explainer):
 def left(scale, rows, weight):
     """Root mean square of what a layer's output loses."""
     balance = 1.0 if scale.balance is None else scale.balance
-    steps = matrix_steps(weight * balance)
-    matrix = steps * np.rint(weight * balance / steps)
+    matrix = Bytes.of(weight * balance).weight()
     return np.square(scale.rounded(rows / balance) @ matrix.T - rows @ weight.T).mean() ** 0.5
 
 
@@ -413,7 +431,7 @@ def layer():
     """What goes into a layer, 500 tokens of 16 channels, and its weight."""
     rng = np.random.default_rng(3)
     rows = rng.normal(size=(500, 16)).astype(np.float32)
-    return rows, rng.normal(size=(8, 16)).astype(np.float32)
+    return rows, rng.normal(size=(24, 16)).astype(np.float32)
 
 
 def test_large_channels_are_balanced(layer):
@@ -439,6 +457,23 @@ def test_a_few_large_values_are_cut_off(layer):
     assert scale.high < 60
     whole = Scale(float(rows.min()), float(rows.max()))
     assert left(scale, rows[4:], weight) < left(whole, rows[4:], weight)
+
+
+def test_a_channel_that_was_silent_is_not_cut_off(layer):
+    """It counts for a tenth of the others, so that it has room when it speaks."""
+    rows, weight = layer
+    rows[:, 5] *= 40
+    rows[:, 3] *= 1e-6
+    scale = choose_scale(rows, weight)
+    assert scale.balance is not None
+    assert (np.abs(rows[:, 7]).max() / scale.balance[3] < 3 * max(scale.high, -scale.low)).all()
+
+
+def test_what_is_no_number_is_refused(layer):
+    rows, weight = layer
+    rows[7, 7] = np.nan
+    with pytest.raises(ValueError, match="infinite or no number on the texts"):
+        choose_scale(rows, weight)
 
 
 def test_a_layer_that_says_nothing_has_a_scale(layer):
@@ -509,10 +544,10 @@ def test_a_derived_bundle_says_what_it_is_and_loads(derived, torch_bundle):
     assert found["batch_equal"] == 1.0
     assert found["compared_on"] == "CPUExecutionProvider"
     assert ("calibration_texts" in found) == (manifest.precision == "int8")
+    assert not {"evaluation", "validation"} & set(manifest.card)  # what was measured in fp32
     assert 0 < found["largest_difference"] < 0.3
     assert manifest.golden.tolerance.keys() == {manifest.precision}
     assert (manifest.labels, manifest.temperature) == (before.labels, before.temperature)
-    assert manifest.card["validation"] == before.card["validation"]
     loaded = Explainer.load(derived.path, device="cpu")  # asks the golden question
     assert loaded.bundle.digest == derived.digest
 
@@ -639,9 +674,31 @@ def test_export_of_a_run(recipe_path, recipe, torch_bundle, tmp_path):
     found = bundles.load(path)
     assert found.manifest.precision == "fp16"
     assert found.manifest.card["precision"]["texts"] == 24
+    # Measured anew: a number of right answers among the compared texts.
+    said = found.manifest.card["validation"]
+    assert said["texts"] == 24
+    assert said["accuracy"] * 24 == round(said["accuracy"] * 24)
+    assert said["temperature"] == torch_bundle.manifest.temperature
     made = path.stat().st_mtime_ns
     assert export_as(recipe_path, [], tmp_path, "fp16") == path
     assert path.stat().st_mtime_ns == made  # it is not made again
+
+
+def test_what_was_derived_in_another_way_is_made_anew(recipe_path, recipe, torch_bundle, tmp_path):
+    shutil.copytree(torch_bundle.path, tmp_path / recipe.name / "bundle")
+    made = bundles.load(export_as(recipe_path, [], tmp_path, "fp16"))
+    card = {**made.manifest.card, "precision": {**made.manifest.card["precision"], "version": 0}}
+    bundles.save_changed(made, made.path, card=card)
+    again = bundles.load(export_as(recipe_path, [], tmp_path, "fp16"))
+    assert again.manifest.card == made.manifest.card
+
+
+def test_what_was_made_for_less_is_not_taken_for_more(recipe_path, recipe, torch_bundle, tmp_path):
+    run = tmp_path / recipe.name
+    shutil.copytree(torch_bundle.path, run / "bundle")
+    derive_run(recipe, run, "int8", (0.0, 0.0))
+    with pytest.raises(PrecisionError, match="in int8 this bundle answers too differently"):
+        derive_run(recipe, run, "int8", (1.1, 1.1))
 
 
 def test_export_of_a_run_that_has_another_bundle_by_now(

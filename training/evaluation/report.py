@@ -1,4 +1,4 @@
-"""Results for people: tables for a terminal and for the README."""
+"""Results for people: tables for a terminal and for the pages in docs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def format_result(result: Mapping[str, Any]) -> str:
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """Formats an evaluation as the README's table."""
+    """Formats an evaluation as the table of our pages."""
     lines = [
         "| | comprehensiveness | sufficiency | log-odds drop | agreement | ms/text |",
         "|---|---|---|---|---|---|",
