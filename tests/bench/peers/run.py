@@ -9,6 +9,9 @@ numpy below 2 and transformers below 5, so its environment takes no other versio
 that of torch, with which pip resolves it. MLServer 1.7.1 resolves with FastAPI and protobuf below
 ours, but classifies texts only with its Hugging Face runtime: it is not measured.
 
+Peers get the bundle in fp32 (--in-fp32), and so does `l2e, fp32`; the other rows of ours serve the
+bundle that ships for the device. "As l2e answers" is as our session on the same bundle answers.
+
 Environments are made in DIR once, with the versions of constraints.txt. With --borrow they see the
 packages of this interpreter and only what a peer adds is installed, so that torch is not fetched
 again. Before the load each peer answers a few texts, and how many labels and rationales are ours is
@@ -32,6 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models import SHIPPED
 from models.explainer import Explainer
 from service.settings import Settings
 from tests.bench.latency import summary
@@ -40,6 +44,7 @@ from tests.bench.results import finish, rounded, say
 from tests.bench.servers import ROOT, SERVICE, Cores, pin_cores, running_on, server, share_cores
 from tests.bench.texts import SHORT, mixed_texts
 from training.evaluation.machine import machine
+from training.evaluation.rivals import place_of
 from training.evaluation.speed_report import peers_to_markdown
 from training.export import to_torch
 
@@ -60,6 +65,7 @@ class Peer:
         explains: whether its answers have rationales.
         request: of a text.
         read: the label and the spans of an answer's body.
+        shipped: whether it serves the bundle that ships, and not the one in fp32.
     """
 
     home: str
@@ -73,6 +79,7 @@ class Peer:
         body["label"],
         [(span["start"], span["end"]) for span in body["rationale"]],
     )
+    shipped: bool = False
 
 
 def _classify(text: str) -> bytes:
@@ -91,11 +98,12 @@ def _torch_peers() -> Iterator[tuple[str, Peer]]:
 
 
 PEERS: Mapping[str, Peer] = {
-    "l2e": Peer("", (), SERVICE[1:], health="/health/ready"),
+    "l2e": Peer("", (), SERVICE[1:], health="/health/ready", shipped=True),
     "l2e, label only": Peer(
-        "", (), SERVICE[1:], health="/health/ready", explains=False,
+        "", (), SERVICE[1:], health="/health/ready", explains=False, shipped=True,
         request=lambda text: predict(text, explain=False),
     ),
+    "l2e, fp32": Peer("", (), SERVICE[1:], health="/health/ready"),
     **dict(_torch_peers()),
     "infinity": Peer(
         "infinity",
@@ -121,7 +129,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*PEERS], default=[*PEERS], metavar="NAME")
     parser.add_argument("--borrow", action="store_true", help="see this interpreter's packages")
     parser.add_argument("--check", action="store_true", help="a few texts each, no load")
-    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    parser.add_argument("--bundle", type=Path, default=Settings().bundle, help="that ships")
+    parser.add_argument("--in-fp32", type=Path, default=SHIPPED, metavar="DIR", help="for peers")
     parser.add_argument(
         "--seconds", type=float, default=30.0, help="of each flood and clock, in whole rounds"
     )
@@ -129,28 +138,34 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     cores = pin_cores() if options.pin else share_cores()
-    explainer = Explainer.load(options.bundle, device=Settings().device)
+    explainers = {
+        shipped: Explainer.load(path, device=Settings().device)
+        for shipped, path in ((True, options.bundle), (False, options.in_fp32))
+    }
     servers = {}
     for name in options.only:
         peer = PEERS[name]
+        explainer = explainers[peer.shipped]
         say(f"{name}: its environment")
         python = interpreter(peer, options.venvs, borrow=options.borrow)
         say(f"{name}: a few texts" + ("" if options.check else ", then the load"))
         log = options.venvs / f"{name.replace(', ', '-')}.log"
         with (
-            _served(peer, python, options.bundle, explainer, cores, log) as port,
+            _served(peer, python, explainer, cores, log) as port,
             running_on(cores.client),
         ):
             found = asyncio.run(compare(peer, port, explainer))
             if not options.check:
                 found |= asyncio.run(measure(peer, port, options.seconds))
-        servers[name] = {"explains": peer.explains, **found}
+        precision = explainer.bundle.manifest.precision
+        servers[name] = {"explains": peer.explains, "bundle": precision, **found}
     result = {
         "machine": machine(),
         "cores": cores.to_dict(),
-        "bundle": explainer.bundle.digest,
-        "precision": explainer.session.precision or explainer.bundle.manifest.precision,
-        "runtime": {"device": explainer.session.device, "threads": threads_of(cores)},
+        "bundle": explainers[True].bundle.digest,
+        "precision": place_of(explainers[True]).precision,
+        "in_fp32": explainers[False].bundle.digest,
+        "runtime": {"device": explainers[True].session.device, "threads": threads_of(cores)},
         "seconds": options.seconds,
         "servers": servers,
     }
@@ -192,11 +207,12 @@ def interpreter(peer: Peer, folder: Path, *, borrow: bool) -> str:
 
 @contextmanager
 def _served(
-    peer: Peer, python: str, bundle: Path, explainer: Explainer, cores: Cores, log: Path
+    peer: Peer, python: str, explainer: Explainer, cores: Cores, log: Path
 ) -> Iterator[int]:
-    """Starts a peer; yields its port."""
+    """Starts a peer on the explainer's bundle; yields its port."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"L2E_BUNDLE": str(bundle), "PEER_BUNDLE": str(bundle), **peer.environment}
+    bundle = str(explainer.bundle.path)
+    environment = {"L2E_BUNDLE": bundle, "PEER_BUNDLE": bundle, **peer.environment}
     threads = str(threads_of(cores))
     environment |= {"L2E_THREADS": threads, "PEER_THREADS": threads, "OMP_NUM_THREADS": threads}
     with tempfile.TemporaryDirectory() as folder:

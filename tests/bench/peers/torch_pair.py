@@ -27,7 +27,12 @@ class TorchSession:
     Args:
         bundle: whose modules are rebuilt.
         precision: `fp32`, or `bf16` by autocast.
+
+    Attributes:
+        batch_tokens: padded tokens of one run at most; torch takes large ones the quickest.
     """
+
+    batch_tokens = 16_384
 
     def __init__(self, bundle: Bundle, precision: str) -> None:
         black_box, network = to_torch(bundle)
