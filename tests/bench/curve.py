@@ -57,6 +57,18 @@ POINTS: Final[dict[str, dict[str, Any]]] = {
     "0 3 6, 128": {"reads": "layers", "layers": [0, 3, 6], "width": 128},
     "0 3 6, 64": {"reads": "layers", "layers": [0, 3, 6], "width": 64},
     "all, 96": {"reads": "all", "width": 96},
+    "all, 192, no block": {"reads": "all", "width": 192, "blocks": 0},
+    "0 3 6, 192, no block": {"reads": "layers", "layers": [0, 3, 6], "width": 192, "blocks": 0},
+    # The reference student of Situ et al. (ACL 2021), section 3: on its own, by labels alone.
+    "the paper's": {
+        "reads": "own",
+        "width": 256,
+        "blocks": 4,
+        "regression": 0.0,
+        "ranking": 0.0,
+        "labelling": 1.0,
+        "decode": "labelling",
+    },
 }
 
 
