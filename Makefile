@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12      another interpreter (3.11 or newer)
 #   TORCH_INDEX=URL        take torch from this package index, e.g. one with CPU-only builds
-#   HOST PORT BUNDLE       for `make serve`, `make bench`
+#   HOST PORT BUNDLE       for `make serve`, `make bench`; without BUNDLE, the shipped one
 #   RECIPE=FILE.toml       for `make pipeline`
 #   REQUIRE_ALL=1          for `make test`: a skipped test is a failure (except for a missing GPU)
 
@@ -12,7 +12,7 @@ REQUIRE_ALL ?=
 # Not from the environment, where HOST and PORT mean other things.
 HOST = 127.0.0.1
 PORT = 8000
-BUNDLE = models/pretrained/reviews
+BUNDLE =
 RECIPE = training/recipes/reviews.toml
 
 VENV := .venv
@@ -31,7 +31,7 @@ help:  ## this list
 install: $(VENV)/.dev  ## .venv with everything for development
 
 serve: $(VENV)/.serve  ## the server with the shipped bundle, on port 8000
-	$(BIN)/l2e serve --bundle $(BUNDLE) --host $(HOST) --port $(PORT)
+	$(BIN)/l2e serve $(with_bundle) --host $(HOST) --port $(PORT)
 
 test: check  ## all checks and all tests
 	$(BIN)/python -m pytest
@@ -50,7 +50,7 @@ pipeline: $(VENV)/.dev  ## make a bundle from a recipe, every stage, resumable
 	$(BIN)/l2e run $(RECIPE)
 
 bench: $(VENV)/.dev  ## what an explanation costs on this machine, in under a minute
-	$(BIN)/l2e bench --quick --bundle $(BUNDLE)
+	$(BIN)/l2e bench --quick $(with_bundle)
 
 clean:  ## remove .venv, caches and build products
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -79,4 +79,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	@touch $(VENV)/.serve $@
 
 comma := ,
+with_bundle = $(if $(BUNDLE),--bundle $(BUNDLE))
 torch_first = $(PIP) install --constraint constraints.txt --no-deps --index-url $(TORCH_INDEX) torch

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from models import SHIPPED
-from models.device import DEVICES
+from models.device import DEVICES, shipped_bundle
 
 # What a bundle needs to run.
 SERVING = ("onnxruntime",)
@@ -38,11 +37,20 @@ def add_verb(
     return parser
 
 
-def add_bundle(parser: argparse.ArgumentParser, default: Path | None = SHIPPED) -> None:
-    """Adds `--bundle`; a default of None leaves it to the settings of the service."""
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Adds `--bundle`, whose default follows the device: see `chosen_bundle`."""
     parser.add_argument(
-        "--bundle", type=Path, default=default, metavar="DIR", help="default: the shipped bundle"
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="default: the shipped bundle, in int8 on a processor",
     )
+
+
+def chosen_bundle(options: argparse.Namespace) -> Path:
+    """Returns the bundle that was asked for, or the shipped one for the device."""
+    found: Path | None = options.bundle
+    return found or shipped_bundle(getattr(options, "device", "auto"))
 
 
 def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:

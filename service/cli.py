@@ -13,7 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models.cli import SERVING, add_bundle, add_device, add_engine, add_verb, need
+from models.cli import (
+    SERVING,
+    add_bundle,
+    add_device,
+    add_engine,
+    add_verb,
+    chosen_bundle,
+    need,
+)
 
 SCORE_EXAMPLE = """\
 example:
@@ -40,7 +48,7 @@ def add_verbs(verbs: Any) -> None:
 
 def _add_serve(verbs: Any) -> None:
     parser = add_verb(verbs, "serve", _serve, "serve a page and the HTTP API for a bundle")
-    add_bundle(parser, default=None)
+    add_bundle(parser)
     parser.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, metavar="P", help="port (8000; 0 takes a free one)")
     add_device(parser, default=None)
@@ -128,7 +136,7 @@ def _explain(options: argparse.Namespace) -> int:
 
     text = sys.stdin.read() if options.text == "-" else options.text
     check_text(text)
-    explainer = Explainer.load(options.bundle, device=options.device)
+    explainer = Explainer.load(chosen_bundle(options), device=options.device)
     [answer] = explainer.explain([text], options.target, max_words=options.max_words)
     if options.html is not None:
         options.html.write_text(to_page(answer), encoding="utf-8")
@@ -151,7 +159,9 @@ def _score(options: argparse.Namespace) -> int:
 
     check_paths(options.input, options.output)  # before a bundle is loaded, which takes seconds
     engine = _score_engine(options)
-    explainer = Explainer.load(options.bundle, device=options.device, threads=options.threads)
+    explainer = Explainer.load(
+        chosen_bundle(options), device=options.device, threads=options.threads
+    )
     asked = ScoreOptions(
         columns=Columns(options.text_column, options.id_column),
         target=options.target,
@@ -181,6 +191,6 @@ def _score_engine(options: argparse.Namespace) -> Any:
 def _doctor(options: argparse.Namespace) -> int:
     from models.doctor import report
 
-    lines, healthy = report(options.bundle, options.device)
+    lines, healthy = report(chosen_bundle(options), options.device)
     print("\n".join(lines))
     return 0 if healthy else 1

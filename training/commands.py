@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.cli import chosen_bundle
 from models.explainer import Explainer
 from training.arguments import (
     check_budget,
@@ -81,7 +82,7 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
     check_seed(options.seed)
     teachers = with_budgets(options.teacher, options.budget)
     _prepare()
-    explainer = Explainer.load(options.bundle)
+    explainer = Explainer.load(chosen_bundle(options))
     source = DataSource(
         path=options.data,
         split=options.split,
@@ -198,7 +199,7 @@ def bench(options: argparse.Namespace) -> int:
         quick=options.quick,
     )
     _prepare()
-    explainer = Explainer.load(options.bundle, device=options.device)
+    explainer = Explainer.load(chosen_bundle(options), device=options.device)
     result = measure_speed(explainer, plan)
     if options.http:
         result["http"] = measure_http(explainer, plan)

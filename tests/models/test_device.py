@@ -18,6 +18,7 @@ from models.device import (
     check_runtimes,
     integer_options,
     processor_flags,
+    shipped_bundle,
     thread_limit,
 )
 
@@ -45,6 +46,22 @@ def test_available_device(requested, providers, expected):
     assert found[:2] == expected
     assert found.reason
     assert found.name in DEVICES
+
+
+@pytest.mark.parametrize(
+    ("device", "runtimes", "name"),
+    [
+        ("auto", ["onnxruntime"], "reviews-int8"),
+        ("auto", ["onnxruntime-openvino"], "reviews-int8"),
+        ("auto", ["onnxruntime-gpu"], "reviews"),
+        ("cpu", ["onnxruntime-gpu"], "reviews-int8"),
+        ("openvino-bf16", ["onnxruntime-openvino"], "reviews"),
+    ],
+)
+def test_the_shipped_bundle_follows_the_device(device, runtimes, name):
+    found = shipped_bundle(device, runtimes)
+    assert found.name == name
+    assert (found / "manifest.json").is_file()
 
 
 def test_auto_says_why_not_the_others():

@@ -11,7 +11,15 @@ def test_defaults_are_the_documented_ones():
     assert settings.max_text_chars == 1_000_000
     assert settings.max_body_bytes == 8 * 1024 * 1024
     assert settings.max_batch_items == 256
-    assert settings.bundle.parts[-3:] == ("models", "pretrained", "reviews")
+    assert settings.bundle.parts[-3:] == ("models", "pretrained", "reviews-int8")
+
+
+@pytest.mark.parametrize(
+    ("device", "name"), [("cpu", "reviews-int8"), ("cuda", "reviews"), ("openvino", "reviews")]
+)
+def test_the_bundle_follows_the_device_unless_it_is_named(device, name, tmp_path):
+    assert read_settings(device=device).bundle.name == name
+    assert read_settings(device=device, bundle=tmp_path).bundle == tmp_path
 
 
 def test_every_setting_is_described():
@@ -41,6 +49,7 @@ def test_bad_setting_is_named_in_one_line(monkeypatch, name, value):
     with pytest.raises(SettingsError, match=f"L2E_{name}") as caught:
         read_settings()
     assert "\n" not in str(caught.value)
+    assert "BUNDLE" not in str(caught.value)  # whose default follows the device
 
 
 def test_unknown_flag_is_refused():

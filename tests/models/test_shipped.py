@@ -1,0 +1,42 @@
+"""The bundles that come with l2e: whole, a pair, and of one mind."""
+
+import pytest
+
+from models import SHIPPED, SHIPPED_INT8
+from models.explainer import Explainer
+
+TEXTS = [
+    "The plot is thin, but the two leads are wonderful.",
+    "Two hours of my life that nobody gives back.",
+    "I laughed more than I expected to, and left early all the same.",
+]
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """Loaded, so that their golden answers have been asked for."""
+    return [Explainer.load(path, device="cpu") for path in (SHIPPED, SHIPPED_INT8)]
+
+
+def test_one_is_made_from_the_other(shipped):
+    whole, small = (one.bundle.manifest for one in shipped)
+    assert (whole.precision, small.precision) == ("fp32", "int8")
+    found = small.card["precision"]
+    assert found["derived_from"] == shipped[0].bundle.digest
+    assert found["label_agreement"] >= 0.99
+    assert found["rationale_f1"] >= 0.97
+    assert found["batch_equal"] == 1.0
+    assert (small.labels, small.temperature) == (whole.labels, whole.temperature)
+
+
+def test_they_answer_alike(shipped):
+    for whole, small in zip(*(one.explain(TEXTS) for one in shipped), strict=True):
+        assert small.label == whole.label
+        assert small.score == pytest.approx(whole.score, abs=0.05)
+        assert [word.text for word in small.words] == [word.text for word in whole.words]
+
+
+def test_a_text_is_answered_the_same_in_any_company(shipped):
+    for explainer in shipped:
+        alone = [explainer.explain([text])[0] for text in TEXTS]
+        assert explainer.explain([*TEXTS, *reversed(TEXTS)]) == [*alone, *reversed(alone)]
