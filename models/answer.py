@@ -228,6 +228,8 @@ def check_golden(bundle: Bundle, session: OnnxSession, encoder: TextEncoder) -> 
     """
     manifest, golden = bundle.manifest, bundle.manifest.golden
     cure = "restore the bundle from its source or export it again"
+    if manifest.precision != "fp32":
+        cure += ", or take the one in fp32 that it was made from"
     try:
         found = make_golden(
             session,

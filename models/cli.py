@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.device import DEVICES, shipped_bundle
+from models.device import DEVICES
 
 # What a bundle needs to run.
 SERVING = ("onnxruntime",)
@@ -38,19 +38,13 @@ def add_verb(
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """Adds `--bundle`, whose default follows the device: see `chosen_bundle`."""
+    """Adds `--bundle`, whose default follows the device: see `models.device.shipped_bundle`."""
     parser.add_argument(
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="default: the shipped bundle, in int8 on a processor",
+        help="default: the shipped bundle, in int8 on a processor with VNNI",
     )
-
-
-def chosen_bundle(options: argparse.Namespace) -> Path:
-    """Returns the bundle that was asked for, or the shipped one for the device."""
-    found: Path | None = options.bundle
-    return found or shipped_bundle(getattr(options, "device", "auto"))
 
 
 def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:

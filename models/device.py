@@ -129,21 +129,27 @@ def available_device(requested: str, providers: Sequence[str]) -> Device:
     return Device(requested, provider, f"{requested} was asked for")
 
 
-def shipped_bundle(device: DeviceName, runtimes: Collection[str] | None = None) -> Path:
+def shipped_bundle(
+    device: DeviceName,
+    runtimes: Collection[str] | None = None,
+    flags: Collection[str] | None = None,
+) -> Path:
     """Return the folder of the shipped bundle in the precision for a device.
 
-    On processors it is int8, which takes about half of the time on the one it was measured on;
-    elsewhere fp32, which the device may compute in what it has. It does not follow the kind of
-    processor, so that all of them give the same answers but for the last bits of floats.
+    It is int8 for the processor by ONNX Runtime itself, where that has VNNI: there it was measured
+    to take about half of the time. It is fp32 for all else, which may compute it in what it has;
+    also where a processor sums products of bytes by the slower kernels of `integer_options`.
 
     Args:
         device: auto stands for CUDA where its ONNX Runtime is installed, else for the processor.
         runtimes: the wheels of ONNX Runtime; None looks which are installed.
+        flags: of the processor; None asks `processor_flags`.
     """
     if device == "auto":
         found = installed_runtimes() if runtimes is None else runtimes
         device = "cuda" if "onnxruntime-gpu" in found else "cpu"
-    return SHIPPED_INT8 if device == "cpu" else SHIPPED
+    known = processor_flags() if flags is None else flags
+    return SHIPPED_INT8 if device == "cpu" and _sums_widely(known) else SHIPPED
 
 
 def no_such_device(requested: str, reason: str) -> DeviceError:
@@ -208,8 +214,11 @@ def integer_options(flags: Collection[str]) -> dict[str, str]:
     Args:
         flags: of the processor, from `processor_flags`.
     """
-    exact = any(flag in flags for flag in _WIDE_SUMS)
-    return {} if exact else {"session.x64quantprecision": "1"}
+    return {} if _sums_widely(flags) else {"session.x64quantprecision": "1"}
+
+
+def _sums_widely(flags: Collection[str]) -> bool:
+    return any(flag in flags for flag in _WIDE_SUMS)
 
 
 def available_threads() -> int:

@@ -26,6 +26,7 @@ from models.answer import (
     run_rows,
 )
 from models.bundle import Bundle, MismatchError
+from models.device import shipped_bundle
 from models.rationale import Span, rationale_spans, word_spans
 from models.session import DeviceName, OnnxSession, Outputs
 from models.text import Document, TextEncoder
@@ -102,7 +103,7 @@ class Explainer:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         device: DeviceName = "auto",
         threads: int | None = None,
@@ -111,7 +112,7 @@ class Explainer:
         """Read and verify a bundle, start its graph and ask it the golden question.
 
         Args:
-            path: the directory of the bundle.
+            path: the directory of the bundle; None takes the one that `shipped_bundle` names.
             device: one of `models.device.DEVICES`; see `OnnxSession`.
             threads: of the CPU; None for all this process may use.
             check_golden: False skips the golden question.
@@ -121,7 +122,7 @@ class Explainer:
                 differs from the golden one.
             DeviceError: another device than auto was asked for and does not work.
         """
-        bundle = bundles.load(path)
+        bundle = bundles.load(shipped_bundle(device) if path is None else path)
         session = OnnxSession(bundle.model_path, device=device, threads=threads)
         explainer = cls(bundle, session)
         if check_golden:

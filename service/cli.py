@@ -13,15 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models.cli import (
-    SERVING,
-    add_bundle,
-    add_device,
-    add_engine,
-    add_verb,
-    chosen_bundle,
-    need,
-)
+from models.cli import SERVING, add_bundle, add_device, add_engine, add_verb, need
 
 SCORE_EXAMPLE = """\
 example:
@@ -136,7 +128,7 @@ def _explain(options: argparse.Namespace) -> int:
 
     text = sys.stdin.read() if options.text == "-" else options.text
     check_text(text)
-    explainer = Explainer.load(chosen_bundle(options), device=options.device)
+    explainer = Explainer.load(options.bundle, device=options.device)
     [answer] = explainer.explain([text], options.target, max_words=options.max_words)
     if options.html is not None:
         options.html.write_text(to_page(answer), encoding="utf-8")
@@ -159,9 +151,7 @@ def _score(options: argparse.Namespace) -> int:
 
     check_paths(options.input, options.output)  # before a bundle is loaded, which takes seconds
     engine = _score_engine(options)
-    explainer = Explainer.load(
-        chosen_bundle(options), device=options.device, threads=options.threads
-    )
+    explainer = Explainer.load(options.bundle, device=options.device, threads=options.threads)
     asked = ScoreOptions(
         columns=Columns(options.text_column, options.id_column),
         target=options.target,
@@ -189,8 +179,9 @@ def _score_engine(options: argparse.Namespace) -> Any:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from models.device import shipped_bundle
     from models.doctor import report
 
-    lines, healthy = report(chosen_bundle(options), options.device)
+    lines, healthy = report(options.bundle or shipped_bundle(options.device), options.device)
     print("\n".join(lines))
     return 0 if healthy else 1

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     bundle: Path = Field(
         default_factory=lambda given: shipped_bundle(given.get("device", "auto")),
         description="Directory of the bundle to serve; unset: the shipped one, in int8 on a "
-        "processor.",
+        "processor with VNNI.",
     )
     threads: int | None = Field(
         None, ge=1, le=1_024, description="Threads of the model; unset: what this process may use."

@@ -52,9 +52,10 @@ class WorkFolder:
         stored = self._manifest()["key"]
         changed = [name for name in {**key, **stored} if key.get(name) != stored.get(name)]
         if changed:
+            named = " with its --bundle" if "bundle" in changed else ""
             raise WorkError(
                 f"{self.path} holds unfinished work with another {', '.join(changed)}: repeat the "
-                "command that began it, or remove the folder to begin anew"
+                f"command that began it{named}, or remove the folder to begin anew"
             )
 
     def shards(self) -> dict[int, Counts]:

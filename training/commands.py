@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.cli import chosen_bundle
 from models.explainer import Explainer
 from training.arguments import (
     check_budget,
@@ -82,7 +81,7 @@ def evaluate_bundle(options: argparse.Namespace) -> int:
     check_seed(options.seed)
     teachers = with_budgets(options.teacher, options.budget)
     _prepare()
-    explainer = Explainer.load(chosen_bundle(options))
+    explainer = Explainer.load(options.bundle)
     source = DataSource(
         path=options.data,
         split=options.split,
@@ -199,7 +198,7 @@ def bench(options: argparse.Namespace) -> int:
         quick=options.quick,
     )
     _prepare()
-    explainer = Explainer.load(chosen_bundle(options), device=options.device)
+    explainer = Explainer.load(options.bundle, device=options.device)
     result = measure_speed(explainer, plan)
     if options.http:
         result["http"] = measure_http(explainer, plan)

@@ -139,7 +139,12 @@ def derive(
     check(comparison, precision, least or LEAST[precision])
     manifest, golden = bundle.manifest, bundle.manifest.golden
     # What was measured, was in fp32.
-    measured = {"evaluation", "validation"}
+    measured = {
+        "evaluation",
+        "validation",
+        "label_agreement_with_unrounded",
+        "largest_difference_from_torch",
+    }
     card = {name: value for name, value in manifest.card.items() if name not in measured}
     if gold is not None:
         logits = after.logits([after.encode(text) for text in validation])

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from models.device import shipped_bundle
 from models.explainer import Explainer, Explanation
 from models.progress import TextProgress
 from service.settings import Settings
@@ -50,12 +51,13 @@ class Company(NamedTuple):
 def main() -> None:
     """Compares and prints; the status is 1 where anything differs, or was without company."""
     parser = argparse.ArgumentParser(description="Does a text's answer depend on its company?")
-    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="default: the shipped bundle")
     parser.add_argument("--device", default=Settings().device)
     parser.add_argument("--texts", type=int, default=2_000, metavar="N")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    explainer = Explainer.load(options.bundle, device=options.device)
+    path = options.bundle or shipped_bundle(options.device)
+    explainer = Explainer.load(path, device=options.device)
     texts = mixed_texts(options.texts, seed=0)
     alone = []
     with TextProgress("alone", len(texts)) as progress:
@@ -69,7 +71,7 @@ def main() -> None:
         found = [of_explanation(answer) for answer in answers]
         ways[name] = differences([alone[place] for place in order], found)
     say("over HTTP, with other requests beside")
-    environment = {"L2E_BUNDLE": str(options.bundle), "L2E_DEVICE": options.device}
+    environment = {"L2E_BUNDLE": str(path), "L2E_DEVICE": options.device}
     with server(SERVICE, share_cores().server, environment=environment) as running:
         over_http, company = asyncio.run(ask_all(running.port, texts))
     ways["http"] = differences(alone, over_http)

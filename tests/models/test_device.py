@@ -49,17 +49,19 @@ def test_available_device(requested, providers, expected):
 
 
 @pytest.mark.parametrize(
-    ("device", "runtimes", "name"),
+    ("device", "runtimes", "flags", "name"),
     [
-        ("auto", ["onnxruntime"], "reviews-int8"),
-        ("auto", ["onnxruntime-openvino"], "reviews-int8"),
-        ("auto", ["onnxruntime-gpu"], "reviews"),
-        ("cpu", ["onnxruntime-gpu"], "reviews-int8"),
-        ("openvino-bf16", ["onnxruntime-openvino"], "reviews"),
+        ("auto", ["onnxruntime"], ["avx2", "avx512_vnni"], "reviews-int8"),
+        ("auto", ["onnxruntime"], ["avx2"], "reviews"),
+        ("auto", ["onnxruntime"], [], "reviews"),
+        ("auto", ["onnxruntime-openvino"], ["avx_vnni"], "reviews-int8"),
+        ("auto", ["onnxruntime-gpu"], ["avx_vnni"], "reviews"),
+        ("cpu", ["onnxruntime-gpu"], ["avx_vnni"], "reviews-int8"),
+        ("openvino-bf16", ["onnxruntime-openvino"], ["avx_vnni"], "reviews"),
     ],
 )
-def test_the_shipped_bundle_follows_the_device(device, runtimes, name):
-    found = shipped_bundle(device, runtimes)
+def test_the_shipped_bundle_follows_the_device(device, runtimes, flags, name):
+    found = shipped_bundle(device, runtimes, flags)
     assert found.name == name
     assert (found / "manifest.json").is_file()
 

@@ -3,6 +3,7 @@
 import pytest
 
 from models import SHIPPED, SHIPPED_INT8
+from models.device import shipped_bundle
 from models.explainer import Explainer
 
 TEXTS = [
@@ -40,3 +41,8 @@ def test_a_text_is_answered_the_same_in_any_company(shipped):
     for explainer in shipped:
         alone = [explainer.explain([text])[0] for text in TEXTS]
         assert explainer.explain([*TEXTS, *reversed(TEXTS)]) == [*alone, *reversed(alone)]
+
+
+def test_without_a_path_it_is_the_one_for_the_device():
+    explainer = Explainer.load(device="cpu")
+    assert explainer.bundle.path == shipped_bundle("cpu")

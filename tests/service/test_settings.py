@@ -2,6 +2,7 @@
 
 import pytest
 
+from models.device import DEVICES, shipped_bundle
 from service.settings import Settings, SettingsError, read_settings
 
 
@@ -11,14 +12,11 @@ def test_defaults_are_the_documented_ones():
     assert settings.max_text_chars == 1_000_000
     assert settings.max_body_bytes == 8 * 1024 * 1024
     assert settings.max_batch_items == 256
-    assert settings.bundle.parts[-3:] == ("models", "pretrained", "reviews-int8")
 
 
-@pytest.mark.parametrize(
-    ("device", "name"), [("cpu", "reviews-int8"), ("cuda", "reviews"), ("openvino", "reviews")]
-)
-def test_the_bundle_follows_the_device_unless_it_is_named(device, name, tmp_path):
-    assert read_settings(device=device).bundle.name == name
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_bundle_follows_the_device_unless_it_is_named(device, tmp_path):
+    assert read_settings(device=device).bundle == shipped_bundle(device)
     assert read_settings(device=device, bundle=tmp_path).bundle == tmp_path
 
 
