@@ -684,6 +684,19 @@ def test_export_of_a_run(recipe_path, recipe, torch_bundle, tmp_path):
     assert path.stat().st_mtime_ns == made  # it is not made again
 
 
+def test_a_card_keeps_no_measurement_of_the_original(recipe_path, recipe, torch_bundle, tmp_path):
+    measured = {
+        "evaluation": {"texts": 1},
+        "label_agreement_with_unrounded": 1.0,
+        "largest_difference_from_torch": 3e-06,
+    }
+    card = {"description": "kept", **measured}
+    bundles.save_changed(torch_bundle, tmp_path / recipe.name / "bundle", card=card)
+    found = bundles.load(export_as(recipe_path, [], tmp_path, "fp16")).manifest.card
+    assert found["description"] == "kept"
+    assert not measured.keys() & found.keys()
+
+
 def test_what_was_derived_in_another_way_is_made_anew(recipe_path, recipe, torch_bundle, tmp_path):
     shutil.copytree(torch_bundle.path, tmp_path / recipe.name / "bundle")
     made = bundles.load(export_as(recipe_path, [], tmp_path, "fp16"))

@@ -1,9 +1,9 @@
 """What a reply is timed against: our teachers, and packages as people use them.
 
-All of them explain the bundle's own classifier and get its label as well (of a bundle in int8, on
-torch, its weights with activations in floats). Teachers and packages run
-on the torch classifier rebuilt from the bundle, on the processor in fp32, whatever the reply runs
-on; `lime_onnx` is LIME on the session that replies, so that only the number of evaluations differs.
+All of them explain the bundle's own classifier and get its label as well. Teachers and packages run
+on the torch classifier rebuilt from the bundle (of one in int8: its weights, with activations in
+floats), on the processor in fp32, whatever the reply runs on; `lime_onnx` is LIME on the session
+that replies, so that only the number of evaluations differs.
 """
 
 from __future__ import annotations
