@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    bidirectional_mask_function,
+    eager_mask,
+)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -34,7 +40,29 @@ def written_out(model: PreTrainedModel) -> Iterator[None]:
     """Lets a model of `transformers` write its attention out, too."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
+    ALL_MASK_ATTENTION_FUNCTIONS["eager"] = _mask
     try:
         yield
     finally:
+        del ALL_MASK_ATTENTION_FUNCTIONS["eager"]
         model.set_attn_implementation(before)
+
+
+def _mask(
+    *,
+    mask_function: Callable[..., object],
+    attention_mask: Tensor | None,
+    dtype: torch.dtype,
+    **arguments: Any,
+) -> Tensor | None:
+    """Hides pads, [batch, 1, 1, tokens], where nothing else is hidden.
+
+    The library's own becomes some forty nodes that look up each pair of tokens: a tenth of the
+    time that a short text takes.
+    """
+    if attention_mask is None or mask_function is not bidirectional_mask_function:
+        return eager_mask(
+            mask_function=mask_function, attention_mask=attention_mask, dtype=dtype, **arguments
+        )
+    seen = attention_mask[:, None, None, :].to(dtype)
+    return (1.0 - seen) * torch.finfo(dtype).min

@@ -236,10 +236,10 @@ def enliven() -> Callable[[nn.Module], None]:
 def new_network(
     black_box: HuggingFaceBlackBox, reads: str, decode: str = "regression"
 ) -> ExplainerNetwork:
-    """A seeded untrained explainer for a black box."""
+    """A seeded untrained explainer for a black box; the one that reads some layers has no block."""
     torch.manual_seed(1)
-    layers = (0, 2) if reads == "layers" else ()
-    settings = Student(reads=reads, layers=layers, width=16, decode=decode)  # type: ignore[arg-type]
+    layers, blocks = ((0, 2), 0) if reads == "layers" else ((), 1)
+    settings = Student(reads=reads, layers=layers, width=16, blocks=blocks, decode=decode)  # type: ignore[arg-type]
     return ExplainerNetwork(network_config(black_box, settings, scale=0.75)).eval()
 
 

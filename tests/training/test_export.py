@@ -171,6 +171,13 @@ def test_attention_and_gelu_are_few_nodes(pair):
     assert pair.fused.classifier.config._attn_implementation == "sdpa"
 
 
+def test_a_mask_is_few_nodes(pair):
+    """No looking up of pairs of tokens, see training/attention.py."""
+    graphs = every_graph(onnx.load_model_from_string(pair.model).graph)
+    kinds = {node.op_type for graph in graphs for node in graph.node}
+    assert not kinds & {"GatherND", "And", "GreaterOrEqual"}
+
+
 def test_inputs_and_outputs(pair):
     graph = onnx.load_model_from_string(pair.model).graph
     assert {value.name: value.type.tensor_type.elem_type for value in graph.input} == {

@@ -111,6 +111,18 @@ def test_the_target_changes_the_answer(reads, blocks):
     assert (found[1] - found[2]).abs().max() > 1e-4
 
 
+def test_without_a_block_a_long_text_hears_of_the_target_as_a_short_one_does():
+    """All pieces alike, so that length is all that differs."""
+    network, piece = make("all", blocks=0), inputs("all", 1, 1)
+    effects = []
+    for tokens in (2, 38):
+        states, mask = piece.expand(1, tokens, STATES), torch.ones(1, tokens, dtype=torch.int64)
+        one, other = (answer(network, states, mask, [target]).weights[0, 0] for target in (0, 1))
+        effects.append(float(one - other))
+    assert abs(effects[0]) > 1e-3
+    assert effects[1] == pytest.approx(effects[0], rel=1e-3)
+
+
 def test_two_tokens_of_the_label_stand_before_the_pieces():
     """The first block sees them unmasked; the paper's places, at both ends, come to the same."""
     network, states = make("all", blocks=1), inputs("all", 1, 4)

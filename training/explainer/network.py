@@ -91,6 +91,10 @@ class ExplainerNetwork(nn.Module):
     of `own`, which learn from nothing what speaks for which class, also its product with those of
     the label tokens.
 
+    Without a block no state hears of the label, and among those that are pooled it would be one
+    of many in a long text: then the label tokens are no part of the row, and are added to the
+    pooled state.
+
     Embeddings of its own know their places from their neighbours (a depthwise convolution, Chu et
     al., 2021, "Conditional Positional Encodings"): a teacher explains chunks, and places beyond
     their length would have embeddings that no text has trained.
@@ -130,21 +134,13 @@ class ExplainerNetwork(nn.Module):
             target: int64 [batch], the class explained.
         """
         x = self._embed(inputs, attention_mask)
-        # The paper has one before and one after the text. Nothing here knows places, so that comes
-        # to the same, and side by side they take fewer nodes of an exported graph.
         label = self.label(target).unsqueeze(1) + self.ends.weight
-        x = torch.cat([label.to(x.dtype), x], dim=1)
-        share = functional.pad(attention_mask.to(x.dtype), (LABELS, 0), value=1.0).unsqueeze(1)
-        bias = ((1.0 - share) * -1e4).unsqueeze(1)
-        for block in self.blocks:
-            x = block(x, bias)
-        x = self.norm_output(x)
-        # A product, not a sum over tokens: ONNX Runtime adds in another order when it sums over
-        # tokens for one row than for several, so an answer would depend on its batch.
-        pooled = torch.matmul(share, x) / share.sum(2, keepdim=True)
-        if self.config.reads == "own":
-            pooled = pooled + x[:, :1] + x[:, 1:LABELS]
-        x = x[:, LABELS:]
+        share = attention_mask.to(x.dtype).unsqueeze(1)
+        if self.blocks:
+            x, pooled = self._mix(label.to(x.dtype), x, share)
+        else:
+            x = self.norm_output(x)
+            pooled = _mean(x, share) + label.sum(1, keepdim=True)
         features = functional.gelu(self.interact(torch.cat([x, x * pooled], dim=-1)))
         features = self.dropout(features)
         weights = self.regression(features).squeeze(-1) * self.config.scale
@@ -171,6 +167,21 @@ class ExplainerNetwork(nn.Module):
         unread = {"regression", "ranking", "labelling"} - read
         return {name for name, _ in self.named_parameters() if name.split(".")[0] in unread}
 
+    def _mix(self, label: Tensor, x: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the blocks make of the pieces, and of all pooled, [batch, 1, width]."""
+        # The paper has one before and one after the text. Nothing here knows places, so that comes
+        # to the same, and side by side they take fewer nodes of an exported graph.
+        x = torch.cat([label, x], dim=1)
+        share = functional.pad(share, (LABELS, 0), value=1.0)
+        bias = ((1.0 - share) * -1e4).unsqueeze(1)
+        for block in self.blocks:
+            x = block(x, bias)
+        x = self.norm_output(x)
+        pooled = _mean(x, share)
+        if self.config.reads == "own":
+            pooled = pooled + x[:, :1] + x[:, 1:LABELS]
+        return x[:, LABELS:], pooled
+
     def _embed(self, inputs: Tensor, attention_mask: Tensor) -> Tensor:
         if self.config.reads == "own":
             words = self.tokens(inputs) * attention_mask[..., None]
@@ -178,6 +189,15 @@ class ExplainerNetwork(nn.Module):
             return own
         projected: Tensor = self.project(self.norm_input(inputs))
         return projected
+
+
+def _mean(x: Tensor, share: Tensor) -> Tensor:
+    """Averages [batch, tokens, width] over tokens, as [batch, 1, tokens] says: [batch, 1, width].
+
+    A product, not a sum over tokens: ONNX Runtime adds in another order when it sums over tokens
+    for one row than for several, so an answer would depend on its batch.
+    """
+    return torch.matmul(share, x) / share.sum(2, keepdim=True)
 
 
 def select_states(hidden_states: Sequence[Tensor], config: NetworkConfig | Student) -> Tensor:
