@@ -161,10 +161,10 @@ def test_all_rivals_have_a_budget_of_their_own():
 def test_the_classifier_alone_answers_as_the_whole_graph_does(explainer, mixed_texts):
     whole = explainer.bundle.model_bytes()
     small = classifier_alone(whole)
-    names = {tensor.name for tensor in onnx.load_model_from_string(small).graph.initializer}
-    assert len(small) < len(whole)
-    assert any(name.startswith("classifier.") for name in names)
-    assert not any(name.startswith("explainer.") for name in names)
+    kept = {tensor.raw_data for tensor in onnx.load_model_from_string(small).graph.initializer}
+    for tensor in onnx.load_model_from_string(whole).graph.initializer:
+        if len(tensor.raw_data) > 100:  # else it may be a constant of both
+            assert (tensor.raw_data in kept) == tensor.name.startswith("classifier."), tensor.name
     alone = Explainer(explainer.bundle, OnnxSession(small, device="cpu", threads=1))
     for ours, theirs in zip(
         alone.predict(mixed_texts), explainer.predict(mixed_texts), strict=True

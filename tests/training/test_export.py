@@ -19,6 +19,7 @@ from models.rationale import rationale_spans, word_spans
 from models.session import OnnxSession
 from models.text import bucket_length, mean_pieces, merge_pieces, pad_rows
 from tests.graphs import every_graph
+from training.evaluation.classifier_graph import classifier_alone
 from training.export import FusedModel, round_weights, to_onnx, to_torch
 from training.half import to_half
 from training.release import ParityError, check_parity
@@ -203,6 +204,17 @@ def test_the_explainer_is_one_branch(pair):
         name for node in graph.node if node.op_type not in ("If", "Cast") for name in node.input
     }
     assert not any(name.startswith("explainer.") for name in outside)
+
+
+def test_the_classifier_is_the_same_whatever_explains_it(pair, torch_bundle):
+    """To the byte, so that what was measured with it is found again; another has other bytes."""
+    alone = classifier_alone(pair.model)
+    assert alone == classifier_alone(torch_bundle.model_bytes())
+    other = onnx.load_model_from_string(pair.model)
+    name = "classifier.classifier.weight"
+    [weight] = [tensor for tensor in other.graph.initializer if tensor.name == name]
+    weight.raw_data = bytes(len(weight.raw_data))
+    assert classifier_alone(other.SerializeToString()) != alone
 
 
 def test_initialisers_are_the_torch_parameters(pair):

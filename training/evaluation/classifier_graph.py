@@ -16,6 +16,9 @@ def classifier_alone(model: bytes) -> bytes:
     outputs, of which those of the explanation are empty constants: so `OnnxSession` opens the graph
     with the same options as the whole one, and nothing but the classifier is computed.
 
+    Values are named by their places, for the exporter counts those of the explainer, too: bundles
+    that differ in nothing but the explainer give the same bytes.
+
     Args:
         model: the graph of a bundle.
 
@@ -24,16 +27,13 @@ def classifier_alone(model: bytes) -> bytes:
     """
     found = onnx.load_model_from_string(model)
     graph = found.graph
-    makers = {name: node for node in graph.node for name in node.output}
-    needed: set[str] = set()
-    names = ["logits"]
-    while names:
-        name = names.pop()
-        if name not in needed:
-            needed.add(name)
-            names += [each for each in makers[name].input if each] if name in makers else []
-    nodes = [node for node in graph.node if needed & set(node.output)]
-    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    nodes, names = _in_order(graph, "logits")
+    weights = []
+    for tensor in graph.initializer:
+        if tensor.name in names:
+            weights.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+            weights[-1].name = names[tensor.name]
+    weights.sort(key=lambda tensor: tensor.name)
     [logits] = [value for value in graph.output if value.name == "logits"]
     empty = [helper.make_tensor(name, TensorProto.FLOAT, dims, []) for name, dims in _EMPTY.items()]
     outputs = [
@@ -49,3 +49,38 @@ def classifier_alone(model: bytes) -> bytes:
     )
     onnx.checker.check_model(small, full_check=True)
     return bytes(small.SerializeToString(deterministic=True))
+
+
+def _in_order(graph: onnx.GraphProto, result: str) -> tuple[list[onnx.NodeProto], dict[str, str]]:
+    """Returns copies of the nodes that a result depends on, and their values' new names.
+
+    Both follow from what is computed: a node stands behind those of its first input, its second
+    input and so on. Inputs of the graph and the result keep their names.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    kept = {value.name for value in graph.input} | {result}
+    nodes: list[onnx.NodeProto] = []
+    names = {"": ""}  # of an input that is left out
+    waiting = [result]
+    while waiting:
+        name = waiting[-1]
+        node = makers.get(name)
+        before = [] if node is None else [each for each in node.input if each not in names]
+        if name not in names and before:
+            waiting.append(before[0])
+            continue
+        waiting.pop()
+        if name in names:
+            continue
+        if node is None:
+            names[name] = name if name in kept else f"value_{len(names)}"
+            continue
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        copy.name = f"node_{len(nodes)}"
+        for place, each in enumerate(node.output):
+            names[each] = each if each in kept else f"value_{len(names)}"
+            copy.output[place] = names[each]
+        for place, each in enumerate(node.input):
+            copy.input[place] = names[each]
+        nodes.append(copy)
+    return nodes, names
