@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 
 import numpy as np
 import onnx
@@ -205,6 +206,20 @@ def test_calls_take_turns_and_each_round_begins_with_another():
     spent = in_turns(calls, 3)
     assert "".join(order) == "abc" + "bca" + "cab" + "abc"
     assert {name: len(times) for name, times in spent.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_warm_call_is_made_twice_and_timed_once():
+    made = []
+
+    def call():
+        made.append(0)
+        if len(made) % 2:
+            time.sleep(0.05)
+
+    spent = in_turns({"call": call}, 3, warm=True)
+    assert len(made) == 2 * 4
+    assert len(spent["call"]) == 3
+    assert min(spent["call"]) < 25  # only the slow ones would be 50
 
 
 def test_quartiles_and_ratios():

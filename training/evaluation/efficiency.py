@@ -158,7 +158,7 @@ def _time_sides(
         "label_only": partial(explainer.predict, texts),
         "reply": partial(explainer.explain, texts),
     }
-    spent = in_turns(calls, rounds)
+    spent = in_turns(calls, rounds, warm=True)
     result: dict[str, Any] = {}
     for name, values in spent.items():
         result |= _summed(f"{name}_ms", [value / len(texts) for value in values])

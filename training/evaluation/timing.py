@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = False
+) -> dict[str, list[float]]:
     """Times calls that are compared with one another.
 
     Args:
         calls: by name.
         rounds: at least 1, after one round that warms up. Each round begins with another call, so
             that none always follows the same one.
+        warm: makes each call once before it is timed, every time: else one that follows another
+            of the same weights finds them in the processor's caches, and the others do not.
 
     Returns:
         Milliseconds of each call, one for each round, in the order of the rounds.
@@ -24,6 +28,8 @@ def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
     for number in range(rounds + 1):
         first = number % len(names)
         for name in (*names[first:], *names[:first]):
+            if warm:
+                calls[name]()
             taken = milliseconds(calls[name])
             if number:
                 spent[name].append(taken)
