@@ -28,6 +28,7 @@ from tests.bench.load import (
     clock,
     connected,
     flood,
+    get,
     in_turn,
     post,
     predict,
@@ -179,6 +180,26 @@ def test_requests_of_a_clock_are_sent_when_they_are_due(running):
         assert one.due == due[one.number]
         assert one.sent >= one.due
         assert (one.answered is None) == (one.number % 2 == 1)
+
+
+def test_a_server_may_hang_up_on_a_connection_that_asks_nothing():
+    """As uvicorn does after 5 seconds: the next request gets a connection of its own."""
+    connections = []
+
+    async def once(reader, writer):
+        connections.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def measured():
+        async with await asyncio.start_server(once, "127.0.0.1") as found:
+            port = found.sockets[0].getsockname()[1]
+            return await arrivals(port, [get("/")], [0.0, 0.2, 0.4])
+
+    load = asyncio.run(measured())
+    assert (len(load.seconds), load.refused) == (3, 0)
+    assert len(connections) == 3
 
 
 def test_a_stream_that_is_read_slowly_ends_with_all_items(running):

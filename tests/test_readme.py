@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from models import SHIPPED, SHIPPED_INT8
+from models.bundle import load
+from tests.bench.curve import CHOSEN, curve_to_markdown
 from tests.bench.precision import precision_to_markdown
 from training.evaluation.report import (
     alignment_to_markdown,
@@ -15,7 +18,11 @@ from training.evaluation.report import (
     teachers_to_markdown,
     to_markdown,
 )
-from training.evaluation.speed_report import bench_to_markdown, serving_to_markdown
+from training.evaluation.speed_report import (
+    bench_to_markdown,
+    peers_to_markdown,
+    serving_to_markdown,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -61,9 +68,26 @@ def test_a_table_of_the_readme_is_that_of_its_file(name):
     assert to_markdown(result) in section
 
 
-def test_the_speed_table_is_that_of_its_file():
-    result = json.loads((ROOT / "docs/results/speed.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["speed.json", "speed_fp32.json"])
+def test_a_speed_table_is_that_of_its_file(name):
+    result = json.loads((ROOT / "docs/results" / name).read_text(encoding="utf-8"))
     assert bench_to_markdown(result) in TEXT
+
+
+def test_the_table_of_peers_is_that_of_its_file():
+    result = json.loads((ROOT / "docs/results/peers.json").read_text(encoding="utf-8"))
+    assert peers_to_markdown(result) in TEXT
+
+
+def test_the_curve_is_that_of_its_file():
+    """And what it marks ships, in the bundle that the speed is of, too."""
+    result = json.loads((ROOT / "docs/results/curve.json").read_text(encoding="utf-8"))
+    assert curve_to_markdown(result) in TEXT
+    [shipped] = [row["name"] for row in result["rows"] if row["shipped"]]
+    assert shipped == CHOSEN
+    for name, path in (("speed.json", SHIPPED_INT8), ("speed_fp32.json", SHIPPED)):
+        measured = json.loads((ROOT / "docs/results" / name).read_text(encoding="utf-8"))
+        assert measured["bundle"] == load(path).digest
 
 
 def test_the_table_of_precisions_is_that_of_its_file():

@@ -106,6 +106,11 @@ class Connection:
         _, _, timing = head.partition(b"server-timing: ")
         return Answer(int(head[9:12]), server_timing(timing.split(b"\r\n")[0].decode()), body)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the server has hung up, as it may when nothing was asked for some seconds."""
+        return self.reader.at_eof()
+
     def close(self) -> None:
         """Hangs up."""
         self.writer.close()
@@ -214,6 +219,8 @@ async def arrivals(port: int, requests: Sequence[bytes], due: Sequence[float]) -
     tasks = list[asyncio.Task[None]]()
 
     async def one(number: int, at: float) -> None:
+        while free and free[-1].closed:
+            free.pop().close()
         connection = free.pop() if free else await Connection(port).open()
         sent = time.perf_counter()
         # From when it was due: a client that is late itself must not hide the queue.
