@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from transformers.masking_utils import (
     bidirectional_mask_function,
     eager_mask,
 )
+
+_exporting = threading.Lock()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -37,15 +40,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 
 @contextmanager
 def written_out(model: PreTrainedModel) -> Iterator[None]:
-    """Lets a model of `transformers` write its attention out, too."""
+    """Lets a model of `transformers` write its attention out, too, with a mask of few nodes.
+
+    The library asks one table for masks, so no other model may be run meanwhile.
+    """
     before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    ALL_MASK_ATTENTION_FUNCTIONS["eager"] = _mask
-    try:
-        yield
-    finally:
-        del ALL_MASK_ATTENTION_FUNCTIONS["eager"]
-        model.set_attn_implementation(before)
+    with _exporting:
+        ALL_MASK_ATTENTION_FUNCTIONS["eager"] = _mask
+        try:
+            model.set_attn_implementation("eager")
+            yield
+        finally:
+            del ALL_MASK_ATTENTION_FUNCTIONS["eager"]
+            model.set_attn_implementation(before)
 
 
 def _mask(
@@ -53,6 +60,8 @@ def _mask(
     mask_function: Callable[..., object],
     attention_mask: Tensor | None,
     dtype: torch.dtype,
+    q_offset: int = 0,
+    kv_offset: int = 0,
     **arguments: Any,
 ) -> Tensor | None:
     """Hides pads, [batch, 1, 1, tokens], where nothing else is hidden.
@@ -60,9 +69,15 @@ def _mask(
     The library's own becomes some forty nodes that look up each pair of tokens: a tenth of the
     time that a short text takes.
     """
-    if attention_mask is None or mask_function is not bidirectional_mask_function:
+    plain = mask_function is bidirectional_mask_function and q_offset == kv_offset == 0
+    if attention_mask is None or attention_mask.ndim != 2 or not plain:
         return eager_mask(
-            mask_function=mask_function, attention_mask=attention_mask, dtype=dtype, **arguments
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            dtype=dtype,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            **arguments,
         )
     seen = attention_mask[:, None, None, :].to(dtype)
     return (1.0 - seen) * torch.finfo(dtype).min

@@ -188,7 +188,7 @@ class Student:
     reads: Literal["all", "layers", "last", "own"] = "all"
     layers: tuple[int, ...] = ()  # whose states `layers` reads: 0 the embeddings, 1 the first layer
     width: int = 192
-    blocks: int = 1
+    blocks: int = 1  # of a transformer; with none, states are read as they are
     heads: int = 4
     dropout: float = 0.1
     # Weights of the losses; labels are always served, beside what the head of `decode` says.

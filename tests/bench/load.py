@@ -109,7 +109,7 @@ class Connection:
     @property
     def closed(self) -> bool:
         """Whether the server has hung up, as it may when nothing was asked for some seconds."""
-        return self.reader.at_eof()
+        return self.reader.at_eof() or self.writer.is_closing()
 
     def close(self) -> None:
         """Hangs up."""

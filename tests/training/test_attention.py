@@ -63,6 +63,24 @@ def test_it_is_what_the_library_computes(name):
     assert (unmasked[1] - expected[1]).abs().max() > 1e-3  # else the mask would not matter
 
 
+@pytest.mark.parametrize(("name", "width"), [("bert", 1), ("modernbert", 40)])
+def test_a_mask_of_pads_alone_is_one_row(name, width):
+    """And one that hides more has a row for each token, as before."""
+    model = AutoModelForSequenceClassification.from_config(MODELS[name]()).eval()
+    layers = model.bert.encoder.layer if name == "bert" else model.model.layers
+    shapes: list[torch.Size] = []
+
+    def look(_, given, named):
+        found = [*given, *named.values()]
+        shapes.extend(part.shape for part in found if torch.is_tensor(part) and part.ndim == 4)
+
+    layers[1].register_forward_pre_hook(look, with_kwargs=True)
+    ids, mask = torch.full((3, 40), 7), torch.ones(3, 40, dtype=torch.int64)
+    with torch.inference_mode(), written_out(model):
+        model(input_ids=ids, attention_mask=mask)
+    assert shapes == [(3, 1, width, 40)]
+
+
 def test_afterwards_all_is_as_before():
     model = AutoModelForSequenceClassification.from_config(
         BertConfig(**SMALL), attn_implementation="sdpa"

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from l2e import main
 from models import bundle as bundles
@@ -178,6 +179,24 @@ def test_the_classifier_alone_has_no_choice_to_make(explainer):
     assert not [node for node in graph.node if node.op_type == "If"]
 
 
+def test_what_a_node_leaves_out_stays_left_out():
+    """Here a mask of dropout, and the least value of a Clip behind it."""
+    vectors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["kept", ""]),
+        helper.make_node("Clip", ["kept", "", "most"], ["logits"]),
+        helper.make_node("Identity", ["x"], ["y"]),
+    ]
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2])
+    most = helper.make_tensor("most", TensorProto.FLOAT, [], [1.0])
+    graph = helper.make_graph(nodes, "graph", vectors[:1], [logits, vectors[1]], [most])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    found = onnx.load_model_from_string(classifier_alone(model.SerializeToString())).graph
+    assert [node.op_type for node in found.node] == ["Dropout", "Clip"]
+    assert list(found.node[0].output)[1:] == [""]
+    assert list(found.node[1].input)[1] == ""
+
+
 def test_any_graph_of_ours_can_be_cut(tiny_explainer, tiny_model_bytes):
     """The additive model of conftest has no parameters under torch's names."""
     alone = OnnxSession(classifier_alone(tiny_model_bytes), device="cpu", threads=1)
@@ -208,18 +227,18 @@ def test_calls_take_turns_and_each_round_begins_with_another():
     assert {name: len(times) for name, times in spent.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_a_warm_call_is_made_twice_and_timed_once():
+def test_a_warm_call_is_made_twice_and_the_second_is_timed():
     made = []
 
     def call():
         made.append(0)
         if len(made) % 2:
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     spent = in_turns({"call": call}, 3, warm=True)
     assert len(made) == 2 * 4
     assert len(spent["call"]) == 3
-    assert min(spent["call"]) < 25  # only the slow ones would be 50
+    assert max(spent["call"]) < 200  # as the first ones take at least
 
 
 def test_quartiles_and_ratios():

@@ -123,6 +123,15 @@ def test_without_a_block_a_long_text_hears_of_the_target_as_a_short_one_does():
     assert effects[1] == pytest.approx(effects[0], rel=1e-3)
 
 
+@READS
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_a_row_without_tokens_is_a_number(reads, blocks):
+    """A tokenizer may drop all of a text and add nothing."""
+    mask = torch.zeros(1, 3, dtype=torch.int64)
+    found = answer(make(reads, blocks=blocks), inputs(reads, 1, 3), mask, [0])
+    assert all(part.isfinite().all() for part in found)
+
+
 def test_two_tokens_of_the_label_stand_before_the_pieces():
     """The first block sees them unmasked; the paper's places, at both ends, come to the same."""
     network, states = make("all", blocks=1), inputs("all", 1, 4)

@@ -23,6 +23,7 @@ from models.session import OnnxSession
 from tests.graphs import every_graph
 from training.agreement import Comparison, batch_equal, compare, overlap, rationale_words
 from training.blackbox.huggingface import HuggingFaceBlackBox
+from training.evaluation.classifier_graph import classifier_alone
 from training.export import FusedModel, branch, round_weights, to_onnx, to_torch
 from training.half import to_half
 from training.integer import FACTORS, SCALE, dequantised_weights, to_int8
@@ -57,6 +58,23 @@ def scales(torch_bundle, explainer):
 @pytest.fixture(scope="module")
 def integer(torch_bundle, scales):
     return to_int8(torch_bundle.model_bytes(), scales)
+
+
+@pytest.fixture(scope="module")
+def bare(load_black_box, make_network, quiet_exporter):
+    """In float32, the same classifier; its explainer has no block, as the one that ships."""
+    black_box = load_black_box()
+    return to_onnx(FusedModel(black_box.model, make_network(black_box, "layers")))
+
+
+@pytest.fixture(scope="module")
+def bare_half(bare):
+    return to_half(bare)
+
+
+@pytest.fixture(scope="module")
+def bare_integer(bare, explainer):
+    return to_int8(bare, choose_scales(bare, explainer.encoder, TEXTS))
 
 
 def rows(batch, tokens):
@@ -246,7 +264,10 @@ def test_a_value_that_would_travel_is_found(node):
 
 
 @pytest.mark.parametrize("explain", [True, False])
-def test_half_can_be_recorded_as_a_cuda_graph(explain, half, tmp_path):
+@pytest.mark.parametrize("made", ["half", "bare_half"])
+def test_half_can_be_recorded_as_a_cuda_graph(explain, made, request, tmp_path):
+    half = request.getfixturevalue(made)
+
     def simplified(model):
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -265,6 +286,18 @@ def test_half_can_be_recorded_as_a_cuda_graph(explain, half, tmp_path):
 
 
 # int8
+
+
+def test_without_a_block_int8_says_much_the_same(bare, bare_integer, integer):
+    """And its classifier has the same bytes whatever explains it."""
+    assert classifier_alone(bare_integer) == classifier_alone(integer)
+    found, expected = (
+        OnnxSession(model, device="cpu").run(*rows(5, 24), explain=True)
+        for model in (bare_integer, bare)
+    )
+    assert (found.logits.argmax(1) == expected.logits.argmax(1)).all()
+    assert not np.array_equal(found.weights, expected.weights)
+    assert np.corrcoef(found.weights.ravel(), expected.weights.ravel())[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (5, 33)])

@@ -56,6 +56,9 @@ def _in_order(graph: onnx.GraphProto, result: str) -> tuple[list[onnx.NodeProto]
 
     Both follow from what is computed: a node stands behind those of its first input, its second
     input and so on. Inputs of the graph and the result keep their names.
+
+    Raises:
+        ValueError: a node has a branch, whose values are named outside of what is followed here.
     """
     makers = {name: node for node in graph.node for name in node.output}
     kept = {value.name for value in graph.input} | {result}
@@ -75,9 +78,13 @@ def _in_order(graph: onnx.GraphProto, result: str) -> tuple[list[onnx.NodeProto]
         if node is None:
             names[name] = name if name in kept else f"value_{len(names)}"
             continue
+        if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+            raise ValueError(f"the classifier has a node {node.op_type} with a graph of its own")
         copy = onnx.NodeProto.FromString(node.SerializeToString())
         copy.name = f"node_{len(nodes)}"
         for place, each in enumerate(node.output):
+            if not each:  # left out, as an input may be
+                continue
             names[each] = each if each in kept else f"value_{len(names)}"
             copy.output[place] = names[each]
         for place, each in enumerate(node.input):

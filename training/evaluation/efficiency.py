@@ -76,7 +76,8 @@ class Plan:
 def measure_speed(explainer: Explainer, plan: Plan) -> dict[str, Any]:
     """Times texts of several lengths, alone and in batches.
 
-    Three sides take turns on the same texts, from text to decoded answer: `classifier`, a graph
+    Three sides take turns on the same texts, each after an untimed call of its own, from text to
+    decoded answer: `classifier`, a graph
     that holds the classifier alone (the same runtime, threads and precision); `label_only`, the
     bundle's graph without its explanation; `reply`, label and rationale.
 
@@ -235,7 +236,7 @@ def _time_rival(
         "rival": partial(rival.explain, texts),
         "reply": partial(explainer.explain, texts),
     }
-    spent = in_turns(calls, rounds)
+    spent = in_turns(calls, rounds, warm=True)
     times = [value / len(texts) for value in spent["rival"]]
     return times, ratios(spent["rival"], spent["reply"])
 

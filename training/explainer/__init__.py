@@ -1,1 +1,1 @@
-"""The explainer: a small transformer distilled from a teacher's attributions."""
+"""The explainer: a small network distilled from a teacher's attributions."""

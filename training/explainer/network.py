@@ -1,4 +1,4 @@
-"""The student: a narrow transformer over the black box's states, two label tokens before them."""
+"""The student: a small network over the black box's states, asked about one of its labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.attention import attend
 from training.config import Student
 from training.explainer.labels import CLASS_VALUES
 
-LABELS: Final = 2  # label tokens before the pieces
+LABELS: Final = 2  # label tokens, before the pieces where there is a block
 
 
 class Pieces(NamedTuple):
@@ -85,11 +85,11 @@ class Block(nn.Module):
 class ExplainerNetwork(nn.Module):
     """Scores every piece for a target class.
 
-    It reads two tokens of the label, then states: the concatenated states of all layers of the
-    black box (`all`), of some (`layers`), of the last (`last`), or embeddings of its own (`own`,
-    the paper's independent student). The heads see each state and its product with the pooled one;
-    of `own`, which learn from nothing what speaks for which class, also its product with those of
-    the label tokens.
+    It reads states: the concatenated ones of all layers of the black box (`all`), of some
+    (`layers`), of the last (`last`), or embeddings of its own (`own`, the paper's independent
+    student). With blocks it is a narrow transformer, and two tokens of the label stand before the
+    states. The heads see each state and its product with the pooled one; of `own`, which learn
+    from nothing what speaks for which class, also its product with those of the label tokens.
 
     Without a block no state hears of the label, and among those that are pooled it would be one
     of many in a long text: then the label tokens are no part of the row, and are added to the
@@ -197,7 +197,8 @@ def _mean(x: Tensor, share: Tensor) -> Tensor:
     A product, not a sum over tokens: ONNX Runtime adds in another order when it sums over tokens
     for one row than for several, so an answer would depend on its batch.
     """
-    return torch.matmul(share, x) / share.sum(2, keepdim=True)
+    # A row may be empty: a tokenizer may drop all characters of a text and add none.
+    return torch.matmul(share, x) / share.sum(2, keepdim=True).clamp(min=1.0)
 
 
 def select_states(hidden_states: Sequence[Tensor], config: NetworkConfig | Student) -> Tensor:
