@@ -17,7 +17,7 @@ from transformers.masking_utils import (
     eager_mask,
 )
 
-_exporting = threading.Lock()
+_exporting = threading.Lock()  # the library has one table of masks for all models
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -42,7 +42,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 def written_out(model: PreTrainedModel) -> Iterator[None]:
     """Lets a model of `transformers` write its attention out, too, with a mask of few nodes.
 
-    The library asks one table for masks, so no other model may be run meanwhile.
+    Args:
+        model: runs inside; others must not meanwhile, for the library has one table of masks.
     """
     before = model.config._attn_implementation
     with _exporting:
@@ -64,10 +65,20 @@ def _mask(
     kv_offset: int = 0,
     **arguments: Any,
 ) -> Tensor | None:
-    """Hides pads, [batch, 1, 1, tokens], where nothing else is hidden.
+    """Hides pads where nothing else is hidden; stands in for the library's `eager_mask`.
 
-    The library's own becomes some forty nodes that look up each pair of tokens: a tenth of the
-    time that a short text takes.
+    That one becomes some forty nodes that look up each pair of tokens, which take about .1 ms.
+
+    Args:
+        mask_function: says which pairs see each other; other ones than "all" go to the library.
+        attention_mask: bool [batch, tokens], False for pads.
+        dtype: of the scores.
+        q_offset: places before the queries, 0 without a cache.
+        kv_offset: likewise before the keys.
+        arguments: for the library alone.
+
+    Returns:
+        What is added to the scores, [batch, 1, 1, tokens]: 0, or the lowest number for pads.
     """
     plain = mask_function is bidirectional_mask_function and q_offset == kv_offset == 0
     if attention_mask is None or attention_mask.ndim != 2 or not plain:

@@ -197,6 +197,22 @@ def test_what_a_node_leaves_out_stays_left_out():
     assert list(found.node[1].input)[1] == ""
 
 
+def test_a_classifier_that_chooses_cannot_be_cut():
+    value = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1])
+    ask = helper.make_tensor_value_info("ask", TensorProto.BOOL, [])
+    branches = {}
+    for name, number in (("then_branch", 1.0), ("else_branch", 2.0)):
+        inner = helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
+        constant = helper.make_node("Constant", [], [name], value_floats=[number])
+        branches[name] = helper.make_graph([constant], name, [], [inner])
+    graph = helper.make_graph(
+        [helper.make_node("If", ["ask"], ["logits"], **branches)], "graph", [ask], [value]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    with pytest.raises(ValueError, match="a node If with a graph of its own"):
+        classifier_alone(model.SerializeToString())
+
+
 def test_any_graph_of_ours_can_be_cut(tiny_explainer, tiny_model_bytes):
     """The additive model of conftest has no parameters under torch's names."""
     alone = OnnxSession(classifier_alone(tiny_model_bytes), device="cpu", threads=1)

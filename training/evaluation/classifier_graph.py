@@ -24,6 +24,9 @@ def classifier_alone(model: bytes) -> bytes:
 
     Returns:
         The serialised graph: logits [B, C], weights [ROWS, 0], label_probs [ROWS, 0, 5].
+
+    Raises:
+        ValueError: a node of the classifier has a graph of its own, as a loop or a choice has.
     """
     found = onnx.load_model_from_string(model)
     graph = found.graph

@@ -77,9 +77,9 @@ def measure_speed(explainer: Explainer, plan: Plan) -> dict[str, Any]:
     """Times texts of several lengths, alone and in batches.
 
     Three sides take turns on the same texts, each after an untimed call of its own, from text to
-    decoded answer: `classifier`, a graph
-    that holds the classifier alone (the same runtime, threads and precision); `label_only`, the
-    bundle's graph without its explanation; `reply`, label and rationale.
+    decoded answer: `classifier`, a graph that holds the classifier alone (the same runtime, threads
+    and precision); `label_only`, the bundle's graph without its explanation; `reply`, label and
+    rationale.
 
     Args:
         explainer: the bundle, in ONNX Runtime.

@@ -168,7 +168,17 @@ class ExplainerNetwork(nn.Module):
         return {name for name, _ in self.named_parameters() if name.split(".")[0] in unread}
 
     def _mix(self, label: Tensor, x: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what the blocks make of the pieces, and of all pooled, [batch, 1, width]."""
+        """Lets the blocks read the label and the pieces.
+
+        Args:
+            label: [batch, LABELS, width].
+            x: the pieces, [batch, tokens, width].
+            share: [batch, 1, tokens], 1 for pieces and 0 for pads.
+
+        Returns:
+            What they make of the pieces, [batch, tokens, width], and of all pooled,
+            [batch, 1, width].
+        """
         # The paper has one before and one after the text. Nothing here knows places, so that comes
         # to the same, and side by side they take fewer nodes of an exported graph.
         x = torch.cat([label, x], dim=1)
