@@ -33,7 +33,7 @@ PAGES = {
 }
 TEXT = "\n".join(PAGES.values())
 # Of an earlier explainer, as the pages say.
-FORMER = {"movies_val.json", "precision.json", "stream.json"}
+FORMER = {"movies_val.json", "precision.json"}
 TABLES: dict[str, Callable[[Any], str]] = {
     "speed.json": bench_to_markdown,
     "speed_fp32.json": bench_to_markdown,
