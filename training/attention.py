@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,11 @@ from transformers.masking_utils import (
     bidirectional_mask_function,
     eager_mask,
 )
+
+# Added to the scores of pads: so far below any other that nothing is left of them, and within the
+# range of float16 and bfloat16. There float32's lowest number becomes minus infinity, which times 0
+# is no number; OpenVINO in bfloat16 then answered something else.
+HIDDEN: Final = -1e4
 
 _exporting = threading.Lock()  # the library has one table of masks for all models
 
@@ -78,7 +83,7 @@ def _mask(
         arguments: for the library alone.
 
     Returns:
-        What is added to the scores, [batch, 1, 1, tokens]: 0, or the lowest number for pads.
+        What is added to the scores, [batch, 1, 1, tokens]: 0, or `HIDDEN` for pads.
     """
     plain = mask_function is bidirectional_mask_function and q_offset == kv_offset == 0
     if attention_mask is None or attention_mask.ndim != 2 or not plain:
@@ -91,4 +96,4 @@ def _mask(
             **arguments,
         )
     seen = attention_mask[:, None, None, :].to(dtype)
-    return (1.0 - seen) * torch.finfo(dtype).min
+    return (1.0 - seen) * HIDDEN

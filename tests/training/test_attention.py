@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 
-from training.attention import written_out
+from training.attention import HIDDEN, written_out
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16,
@@ -61,6 +61,15 @@ def test_it_is_what_the_library_computes(name):
             found = model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     assert (unmasked[1] - expected[1]).abs().max() > 1e-3  # else the mask would not matter
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_nothing_is_left_of_a_pad(kind):
+    """Whatever its score, up to hundreds, and in every type that a device may compute in."""
+    scores = torch.tensor([[-500.0, 0.0, 500.0]], dtype=kind)
+    seen = torch.tensor([[1.0, 1.0, 0.0]], dtype=kind)
+    hidden = (1.0 - seen) * HIDDEN
+    assert torch.equal((scores + hidden).softmax(-1)[:, :2], scores[:, :2].softmax(-1))
 
 
 @pytest.mark.parametrize(("name", "width"), [("bert", 1), ("modernbert", 40)])
