@@ -23,8 +23,7 @@ from models.text import (
     IntArray,
     TextEncoder,
     bucket_length,
-    mean_pieces,
-    merge_pieces,
+    merge_outputs,
     pad_rows,
     plan_batches,
 )
@@ -120,11 +119,9 @@ def answer_flow(document: Document, target: int = PREDICTED) -> Flow[Answer]:
         again = yield [Row(document.windows[place].input_ids, label) for place in stray]
         for place, outputs in zip(stray, again, strict=True):
             found[place] = outputs
-    return Answer(
-        logits,
-        merge_pieces(document, [outputs.weights for outputs in found]),
-        mean_pieces(document, [outputs.label_probs for outputs in found]),
-    )
+    weights = [outputs.weights for outputs in found]
+    label_probs = [outputs.label_probs for outputs in found]
+    return Answer(logits, *merge_outputs(document, weights, label_probs))
 
 
 def run_rows(session: OnnxSession, pad_id: int, rows: Sequence[Row]) -> list[Outputs]:

@@ -7,7 +7,8 @@ rationales). A text gets the same answer alone, in any batch and in any order.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ from models.answer import (
 )
 from models.bundle import Bundle, MismatchError
 from models.device import shipped_bundle
-from models.rationale import Span, rationale_spans, word_spans
+from models.rationale import Span, WordScores, rationale_spans
 from models.session import DeviceName, OnnxSession, Outputs
 from models.text import Document, TextEncoder
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Explanation:
     """The label of a text and why.
 
@@ -42,7 +43,8 @@ class Explanation:
         score: its probability.
         scores: the calibrated probability of each label, summing to 1.
         target: the label that the words support or oppose; by default the predicted one.
-        words: all words of the text in order; empty where only the label was asked for.
+        word_scores: all words of the text in order, as numbers; empty where only the label was
+            asked for.
         rationale: the spans that decided, ordered by start.
         windows: how many overlapping windows the text was read in.
     """
@@ -52,9 +54,14 @@ class Explanation:
     score: float
     scores: dict[str, float]
     target: str
-    words: tuple[Span, ...]
+    word_scores: WordScores = field(repr=False)
     rationale: tuple[Span, ...]
     windows: int
+
+    @cached_property
+    def words(self) -> tuple[Span, ...]:
+        """All words of the text in order; empty where only the label was asked for."""
+        return self.word_scores.spans()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, spans as records of their six fields."""
@@ -226,7 +233,7 @@ class Explainer:
     def verification_flow(self, explanation: Explanation) -> Flow[dict[str, float]]:
         """The way of a verification, see `verify`."""
         document = self.encode(explanation.text)
-        starts = np.array([word.start for word in document.words])
+        starts = document.bounds[:, 0]
         inside = np.zeros(len(starts), dtype=bool)
         for span in explanation.rationale:
             first, last = np.searchsorted(starts, (span.start, span.end))
@@ -272,27 +279,41 @@ class Explainer:
         exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
 
-    def _label(self, document: Document, logits: FloatArray, target: int) -> Explanation:
-        """Decode logits [C] into a label with its calibrated score."""
+    def _explanation(
+        self,
+        document: Document,
+        logits: FloatArray,
+        target: int,
+        words: WordScores | None = None,
+        rationale: tuple[Span, ...] = (),
+    ) -> Explanation:
+        """Decode logits [C] into a label with its calibrated score, beside what explains it."""
         probabilities = self.probabilities(logits[np.newaxis])[0].tolist()
         scores = dict(zip(self.labels, probabilities, strict=True))
         # From the logits: probabilities that round to 1 no longer tell classes apart.
         label = self.labels[int(logits.argmax())]
         wanted = label if target == PREDICTED else self.labels[target]
-        windows = len(document.windows)
-        return Explanation(document.text, label, scores[label], scores, wanted, (), (), windows)
+        return Explanation(
+            document.text,
+            label,
+            scores[label],
+            scores,
+            wanted,
+            WordScores.none(document.text) if words is None else words,
+            rationale,
+            len(document.windows),
+        )
 
     def _predict(self, document: Document, target: int) -> Flow[Explanation]:
         (logits,) = yield from logits_flow(self.encoder, document)
-        return self._label(document, logits, target)
+        return self._explanation(document, logits, target)
 
     def _explain(self, document: Document, target: int, max_words: int | None) -> Flow[Explanation]:
         """Label, words and rationale of a document."""
         answer = yield from answer_flow(document, target)
-        words = word_spans(document.words, answer.weights, answer.label_probs)
-        rationale = rationale_spans(document.text, words, max_words)
-        labelled = self._label(document, answer.logits, target)
-        return replace(labelled, words=words, rationale=rationale)
+        words = WordScores.of(document.text, document.bounds, answer.weights, answer.label_probs)
+        rationale = rationale_spans(words, max_words)
+        return self._explanation(document, answer.logits, target, words, rationale)
 
     def _encode_all(self, texts: Sequence[str]) -> list[Document]:
         """Encode texts; an error names the place of its text and never repeats it."""

@@ -3,12 +3,12 @@
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from models.text import Word
+from models.text import FloatArray, IntArray
 
 Effect = Literal["supports", "opposes", "neutral"]
 Strength = Literal["high", "low", "neutral"]
@@ -26,10 +26,10 @@ _CLASSES: Final[tuple[tuple[Effect, Strength], ...]] = (
 # argmax takes the first of equals, so the milder class comes first: a word without pieces, whose
 # probabilities are all 0, is neutral.
 _MILDEST_FIRST: Final = np.array([2, 1, 3, 0, 4])
+_NEUTRAL: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A stretch of a text and what it does to the target label.
 
     Attributes:
@@ -50,44 +50,91 @@ class Span:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, a record of the six fields."""
-        return {
-            "start": self.start,
-            "end": self.end,
-            "text": self.text,
-            "weight": self.weight,
-            "effect": self.effect,
-            "strength": self.strength,
-        }
+        return self._asdict()
 
 
-def word_spans(
-    words: Sequence[Word],
-    weights: npt.NDArray[np.floating],
-    label_probs: npt.NDArray[np.floating],
-) -> tuple[Span, ...]:
-    """Give each word its weight and its most probable class.
+@dataclass(frozen=True, slots=True, eq=False)
+class WordScores:
+    """The n words of a text and what each does to the target label, as numbers.
 
-    Args:
-        words: n words of a text.
-        weights: float [n].
-        label_probs: float [n, 5], from high negative to high positive.
+    Attributes:
+        text: the text.
+        bounds: int64 [n, 2], see `models.text.word_bounds`.
+        weights: float64 [n], in log-odds of the target.
+        classes: int64 [n], from 0, opposes and high, to 4, supports and high.
     """
-    if len(weights) != len(words) or label_probs.shape != (len(words), len(_CLASSES)):
-        raise ValueError(
-            f"{len(words)} words, weights {weights.shape} and label_probs {label_probs.shape}"
-            " do not fit together"
+
+    text: str
+    bounds: IntArray
+    weights: FloatArray
+    classes: IntArray
+
+    @classmethod
+    def of(
+        cls,
+        text: str,
+        bounds: IntArray,
+        weights: npt.NDArray[np.floating],
+        label_probs: npt.NDArray[np.floating],
+    ) -> "WordScores":
+        """Give each word its weight and its most probable class.
+
+        Args:
+            text: the text.
+            bounds: int64 [n, 2], see `models.text.word_bounds`.
+            weights: float [n].
+            label_probs: float [n, 5], from high negative to high positive.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
+        if len(weights) != len(bounds) or label_probs.shape != (len(bounds), len(_CLASSES)):
+            raise ValueError(
+                f"{len(bounds)} words, weights {weights.shape} and label_probs {label_probs.shape}"
+                " do not fit together"
+            )
+        classes = _MILDEST_FIRST[label_probs[:, _MILDEST_FIRST].argmax(axis=1)]
+        return cls(text, bounds, weights.astype(np.float64) + 0.0, classes)  # -0.0 becomes 0.0
+
+    @classmethod
+    def none(cls, text: str) -> "WordScores":
+        """No words: where the text has none, or nobody asked for them."""
+        return cls(text, np.zeros((0, 2), np.int64), np.zeros(0), np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        """Return the number of words."""
+        return len(self.bounds)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare texts, bounds, weights and classes, to the last bit."""
+        if not isinstance(other, WordScores):
+            return NotImplemented
+        pairs = zip(self._arrays(), other._arrays(), strict=True)
+        return self.text == other.text and all(np.array_equal(*pair) for pair in pairs)
+
+    __hash__ = None  # type: ignore[assignment] # holds arrays
+
+    def spans(self) -> tuple[Span, ...]:
+        """Return one span for each word."""
+        numbers = (array.tolist() for array in self._arrays())
+        return tuple(
+            [
+                Span(start, end, self.text[start:end], weight, *_CLASSES[number])
+                for (start, end), weight, number in zip(*numbers, strict=True)
+            ]
         )
-    classes = _MILDEST_FIRST[label_probs[:, _MILDEST_FIRST].argmax(axis=1)]
-    values = weights.astype(np.float64) + 0.0  # -0.0 becomes 0.0
-    return tuple(
-        Span(word.start, word.end, word.text, weight, *_CLASSES[number])
-        for word, weight, number in zip(words, values.tolist(), classes.tolist(), strict=True)
-    )
+
+    def covered(self, spans: Sequence[Span]) -> int:
+        """Count the words that start in one of some spans, which do not overlap."""
+        edges = np.array([span[:2] for span in spans], dtype=np.int64).reshape(-1, 2)
+        first, last = np.searchsorted(self.bounds[:, 0], edges).T
+        return int((last - first).sum())
+
+    def _arrays(self) -> tuple[IntArray, FloatArray, IntArray]:
+        return self.bounds, self.weights, self.classes
 
 
-def rationale_spans(
-    text: str, words: Sequence[Span], max_words: int | None = None
-) -> tuple[Span, ...]:
+def rationale_spans(words: WordScores, max_words: int | None = None) -> tuple[Span, ...]:
     """Choose the rationale: runs of adjacent words that matter and agree.
 
     The `max_words` words of largest absolute weight are kept, the earlier of equals. Among them,
@@ -95,8 +142,7 @@ def rationale_spans(
     one of its words is high. Its weight is the sum.
 
     Args:
-        text: what the words were cut from.
-        words: all words of the text, as `word_spans` gives them.
+        words: all words of the text.
         max_words: at least 1; None means 30 % of the words, rounded up.
 
     Returns:
@@ -109,16 +155,21 @@ def rationale_spans(
         max_words = -(-3 * len(words) // 10)
     elif max_words < 1:
         raise ValueError(f"max_words is {max_words}: give at least 1")
-    order = sorted(range(len(words)), key=lambda index: -abs(words[index].weight))
-    kept = sorted(index for index in order[:max_words] if words[index].effect != "neutral")
+    order = np.argsort(-np.abs(words.weights), kind="stable")
+    kept = np.sort(order[:max_words])
+    kept = kept[words.classes[kept] != _NEUTRAL]
     runs: list[list[int]] = []
-    for index in kept:
-        if runs and index == runs[-1][-1] + 1 and words[index].effect == words[index - 1].effect:
+    last, last_opposes = -2, False
+    for index, opposes in zip(
+        kept.tolist(), (words.classes[kept] < _NEUTRAL).tolist(), strict=True
+    ):
+        if index == last + 1 and opposes == last_opposes:
             runs[-1].append(index)
         else:
             runs.append([index])
-    chosen = ([words[index] for index in run] for run in runs)
-    return tuple(_join(text, run) for run in chosen if any(word.strength == "high" for word in run))
+        last, last_opposes = index, opposes
+    spans = (_join(words, run[0], run[-1] + 1) for run in runs)
+    return tuple([span for span in spans if span is not None])
 
 
 def to_html(text: str, spans: Sequence[Span]) -> str:
@@ -146,10 +197,15 @@ def to_html(text: str, spans: Sequence[Span]) -> str:
     return "".join((*parts, _escape(text[position:])))
 
 
-def _join(text: str, run: Sequence[Span]) -> Span:
-    start, end = run[0].start, run[-1].end
-    weight = sum(word.weight for word in run)
-    return Span(start, end, text[start:end], weight, run[0].effect, "high")
+def _join(words: WordScores, first: int, end: int) -> Span | None:
+    """Return the span of adjacent words of one effect; None where none of them is high."""
+    classes = words.classes[first:end].tolist()
+    effect, strength = _CLASSES[max(classes, key=lambda number: abs(number - _NEUTRAL))]
+    if strength != "high":
+        return None
+    start, stop = int(words.bounds[first, 0]), int(words.bounds[end - 1, 1])
+    weight = sum(words.weights[first:end].tolist())
+    return Span(start, stop, words.text[start:stop], weight, effect, strength)
 
 
 def _escape(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from models.text import Document
+from models.text import Document, word_bounds
 from training.attribution.teachers import default_budget, teacher_named
 from training.evaluation.rivals import ALL, PACKAGES
 
@@ -63,7 +63,7 @@ def check_budget(name: str, budget: int) -> None:
     Raises:
         ValueError: on such a budget or an unknown teacher.
     """
-    teacher_named(name).spent(Document("", (), ()), budget)
+    teacher_named(name).spent(Document("", word_bounds(""), ()), budget)
 
 
 def check_counts(options: argparse.Namespace, *flags: str) -> None:

@@ -133,7 +133,7 @@ class Rounds:
         for shard in progress(shards, total=len(shards), what=f"feedback before epoch {epoch + 1}"):
             # Words outside of the window have no pieces in these documents: they take no part.
             documents = [
-                Document(part.document.text, part.document.words, (window,))
+                Document(part.document.text, part.document.bounds, (window,))
                 for part, window in shard
             ]
             records = lime.TEACHER.attribute(

@@ -7,20 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.rationale import EFFECTS, STRENGTHS, Span, rationale_spans, to_html, word_spans
-from models.text import Word, split_words
+from models.rationale import EFFECTS, STRENGTHS, Span, WordScores, rationale_spans, to_html
+from models.text import split_words, word_bounds
 
 OPPOSES_HIGH, OPPOSES_LOW, NEUTRAL, SUPPORTS_LOW, SUPPORTS_HIGH = range(5)
 
 
-def spans_of(text, weights, classes):
-    """Word spans with the given weights and, as one-hot probabilities, classes."""
-    return word_spans(split_words(text), np.array(weights), np.eye(5)[classes])
+def scores_of(text, weights, probs):
+    return WordScores.of(text, word_bounds(text), np.array(weights), np.array(probs))
 
 
-def test_word_spans_take_the_most_probable_class():
-    words = split_words("a b c d e")
-    found = word_spans(words, np.array([-2.0, -0.5, 0.1, 0.5, 2.0]), np.eye(5, dtype=np.float32))
+def words_of(text, weights, classes):
+    """The words with the given weights and, as one-hot probabilities, classes."""
+    return scores_of(text, weights, np.eye(5)[classes])
+
+
+def test_words_take_the_most_probable_class():
+    probs = np.eye(5, dtype=np.float32)
+    found = scores_of("a b c d e", [-2.0, -0.5, 0.1, 0.5, 2.0], probs).spans()
     assert [(span.effect, span.strength) for span in found] == [
         ("opposes", "high"),
         ("opposes", "low"),
@@ -34,13 +38,13 @@ def test_word_spans_take_the_most_probable_class():
 
 
 def test_word_without_pieces_is_neutral():
-    (found,) = word_spans([Word(0, 1, "\0")], np.zeros(1), np.zeros((1, 5)))
+    (found,) = scores_of("\0", np.zeros(1), np.zeros((1, 5))).spans()
     assert (found.weight, found.effect, found.strength) == (0.0, "neutral", "neutral")
 
 
 def test_equal_probabilities_take_the_milder_class():
     probs = np.array([[0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0.5, 0, 0, 0, 0.5]])
-    found = word_spans(split_words("a b c"), np.zeros(3), probs)
+    found = scores_of("a b c", np.zeros(3), probs).spans()
     assert [(span.effect, span.strength) for span in found] == [
         ("opposes", "low"),
         ("neutral", "neutral"),
@@ -49,7 +53,7 @@ def test_equal_probabilities_take_the_milder_class():
 
 
 def test_weights_are_plain_numbers_without_minus_zero():
-    (found,) = word_spans([Word(0, 1, "a")], np.array([-0.0], dtype=np.float32), np.eye(5)[[2]])
+    (found,) = scores_of("a", np.array([-0.0], dtype=np.float32), np.eye(5)[[2]]).spans()
     assert type(found.weight) is float
     assert str(found.weight) == "0.0"
     assert list(found.to_dict()) == ["start", "end", "text", "weight", "effect", "strength"]
@@ -58,16 +62,38 @@ def test_weights_are_plain_numbers_without_minus_zero():
 @pytest.mark.parametrize(("weights", "probs"), [((2,), (1, 5)), ((1,), (1, 4)), ((1,), (2, 5))])
 def test_shapes_must_fit(weights, probs):
     with pytest.raises(ValueError, match="do not fit together"):
-        word_spans([Word(0, 1, "a")], np.zeros(weights), np.zeros(probs))
+        scores_of("a", np.zeros(weights), np.zeros(probs))
+
+
+def test_scores_are_equal_to_the_last_bit_or_not_at_all():
+    text, weights, classes = "a b", [1.0, -2.0], [SUPPORTS_HIGH, OPPOSES_LOW]
+    words = words_of(text, weights, classes)
+    assert words == words_of(text, weights, classes)
+    others = [
+        words_of("a c", weights, classes),
+        words_of(text, [1.0, np.nextafter(-2.0, 0)], classes),
+        words_of(text, weights, [SUPPORTS_HIGH, NEUTRAL]),
+        words_of("a", weights[:1], classes[:1]),
+        words.spans(),
+    ]
+    assert all(words != other for other in others)
+
+
+def test_covered_counts_the_words_that_start_in_spans():
+    words = words_of("one two  three four", [0] * 4, [NEUTRAL] * 4)
+    assert words.covered(()) == 0
+    assert words.covered([words.spans()[1], words.spans()[3]]) == 2
+    assert words.covered([Span(4, 19, "two  three four", 0.0, "neutral", "neutral")]) == 3
+    assert words.covered([Span(5, 9, "wo  ", 0.0, "neutral", "neutral")]) == 0
 
 
 def test_rationale_joins_adjacent_words_of_one_effect():
     text = "A  really great , moving story but dull end"
     classes = [NEUTRAL, SUPPORTS_LOW, SUPPORTS_HIGH, NEUTRAL, SUPPORTS_HIGH, NEUTRAL, NEUTRAL]
-    words = spans_of(
+    words = words_of(
         text, [0, 0.5, 2, 0, 1, 0, 0, -1.5, -0.25], [*classes, OPPOSES_HIGH, OPPOSES_LOW]
     )
-    assert rationale_spans(text, words, max_words=9) == (
+    assert rationale_spans(words, max_words=9) == (
         Span(3, 15, "really great", 2.5, "supports", "high"),
         Span(18, 24, "moving", 1.0, "supports", "high"),
         Span(35, 43, "dull end", -1.75, "opposes", "high"),
@@ -76,8 +102,8 @@ def test_rationale_joins_adjacent_words_of_one_effect():
 
 def test_neighbours_of_opposite_effect_are_two_spans():
     text = "great mess"
-    words = spans_of(text, [2, -2], [SUPPORTS_HIGH, OPPOSES_HIGH])
-    found = rationale_spans(text, words, max_words=2)
+    words = words_of(text, [2, -2], [SUPPORTS_HIGH, OPPOSES_HIGH])
+    found = rationale_spans(words, max_words=2)
     assert [(span.text, span.effect) for span in found] == [
         ("great", "supports"),
         ("mess", "opposes"),
@@ -87,24 +113,24 @@ def test_neighbours_of_opposite_effect_are_two_spans():
 def test_a_run_needs_a_high_word():
     text = "good good . great good"
     classes = [SUPPORTS_LOW, SUPPORTS_LOW, NEUTRAL, SUPPORTS_HIGH, SUPPORTS_LOW]
-    words = spans_of(text, [1, 1, 0, 1, 1], classes)
-    assert [span.text for span in rationale_spans(text, words, max_words=5)] == ["great good"]
+    words = words_of(text, [1, 1, 0, 1, 1], classes)
+    assert [span.text for span in rationale_spans(words, max_words=5)] == ["great good"]
 
 
 def test_words_are_kept_before_runs_are_formed():
     text = "very very great film"
     classes = [SUPPORTS_LOW, SUPPORTS_LOW, SUPPORTS_HIGH, SUPPORTS_LOW]
-    words = spans_of(text, [0.75, 0.5, 2, 1], classes)
+    words = words_of(text, [0.75, 0.5, 2, 1], classes)
     # The two heaviest words are neighbours; the third heaviest, the first word, is not.
-    assert [span.text for span in rationale_spans(text, words, 2)] == ["great film"]
-    assert [span.text for span in rationale_spans(text, words, 3)] == ["great film"]
-    assert [span.text for span in rationale_spans(text, words, 4)] == [text]
+    assert [span.text for span in rationale_spans(words, 2)] == ["great film"]
+    assert [span.text for span in rationale_spans(words, 3)] == ["great film"]
+    assert [span.text for span in rationale_spans(words, 4)] == [text]
 
 
 def test_ties_go_to_the_earlier_word():
     text = "a b c d"
-    words = spans_of(text, [1, -1, 1, -1], [SUPPORTS_HIGH, OPPOSES_HIGH] * 2)
-    found = rationale_spans(text, words, max_words=3)
+    words = words_of(text, [1, -1, 1, -1], [SUPPORTS_HIGH, OPPOSES_HIGH] * 2)
+    found = rationale_spans(words, max_words=3)
     assert [span.text for span in found] == ["a", "b", "c"]
 
 
@@ -113,24 +139,25 @@ def test_ties_go_to_the_earlier_word():
 )
 def test_thirty_percent_rounded_up(count, expected):
     text = " ".join(["x"] * count)
-    words = spans_of(text, [1] * count, [SUPPORTS_HIGH] * count)
-    (found,) = rationale_spans(text, words)
+    words = words_of(text, [1] * count, [SUPPORTS_HIGH] * count)
+    (found,) = rationale_spans(words)
     assert len(split_words(found.text)) == expected
 
 
 def test_more_words_than_there_are():
-    words = spans_of("a b", [1, 1], [SUPPORTS_HIGH] * 2)
-    assert [span.text for span in rationale_spans("a b", words, 1000)] == ["a b"]
+    words = words_of("a b", [1, 1], [SUPPORTS_HIGH] * 2)
+    assert [span.text for span in rationale_spans(words, 1000)] == ["a b"]
 
 
 def test_no_words_no_rationale():
-    assert rationale_spans("", ()) == ()
+    assert rationale_spans(WordScores.none("")) == ()
+    assert WordScores.none("a b").spans() == ()
 
 
 @pytest.mark.parametrize("max_words", [0, -1])
 def test_max_words_below_one(max_words):
     with pytest.raises(ValueError, match="at least 1"):
-        rationale_spans("a", spans_of("a", [1], [SUPPORTS_HIGH]), max_words)
+        rationale_spans(words_of("a", [1], [SUPPORTS_HIGH]), max_words)
 
 
 def test_html_of_a_rationale():
@@ -208,13 +235,16 @@ def test_html_round_trip(text, data):
 def test_rationale_invariants(scores, max_words):
     text = "  ".join("word" for _ in scores)
     weights = [weight for weight, _ in scores]
-    words = spans_of(text, weights, np.array([number for _, number in scores], dtype=int))
-    found = rationale_spans(text, words, max_words)
+    words = words_of(text, weights, np.array([number for _, number in scores], dtype=int))
+    found = rationale_spans(words, max_words)
     limit = -(-3 * len(words) // 10) if max_words is None else max_words
+    assert words.covered(found) == sum(len(split_words(span.text)) for span in found)
     assert sum(len(split_words(span.text)) for span in found) <= limit
     assert list(found) == sorted(found, key=lambda span: span.start)
     for span in found:
-        inside = [word for word in words if span.start <= word.start and word.end <= span.end]
+        inside = [
+            word for word in words.spans() if span.start <= word.start and word.end <= span.end
+        ]
         assert span.text == text[span.start : span.end]
         assert {word.effect for word in inside} == {span.effect} != {"neutral"}
         assert "high" in {word.strength for word in inside}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.explainer import Explanation
-from models.rationale import Span
+from models.rationale import Span, WordScores
 from models.views import to_page, to_terminal
 
 TEXT = "A great story,\nbut boring & <b>slow</b>."
@@ -20,7 +20,7 @@ EXPLANATION = Explanation(
     score=0.8125,
     scores={"NEG": 0.1875, "POS": 0.8125},
     target="POS",
-    words=(),
+    word_scores=WordScores.none(TEXT),
     rationale=(
         Span(2, 7, "great", 3.0, "supports", "high"),
         Span(8, 13, "story", 0.5, "supports", "low"),

@@ -12,13 +12,16 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from models import SHIPPED
 from models.binding import BoundGraph
+from models.bundle import load
 from models.explainer import Explainer
 from models.graph import split
-from models.rationale import rationale_spans, word_spans
+from models.rationale import WordScores, rationale_spans
 from models.session import OnnxSession
-from models.text import bucket_length, mean_pieces, merge_pieces, pad_rows
+from models.text import bucket_length, merge_outputs, pad_rows
 from tests.graphs import every_graph
+from training.attention import HIDDEN
 from training.evaluation.classifier_graph import classifier_alone
 from training.export import FusedModel, round_weights, to_onnx, to_torch
 from training.half import to_half
@@ -179,6 +182,24 @@ def test_a_mask_is_few_nodes(pair):
     assert not kinds & {"GatherND", "And", "GreaterOrEqual"}
 
 
+def test_no_number_is_too_large_for_half_precision(pair):
+    """As float32's lowest number in a mask would be, where a device computes in bfloat16."""
+    for model in (pair.model, load(SHIPPED).model_bytes()):
+        graphs = list(every_graph(onnx.load_model_from_string(model).graph))
+        constants = [
+            attribute.t
+            for graph in graphs
+            for node in graph.node
+            for attribute in node.attribute
+            if attribute.type == onnx.AttributeProto.TENSOR
+        ]
+        stored = [tensor for graph in graphs for tensor in graph.initializer]
+        values = [numpy_helper.to_array(tensor) for tensor in constants + stored]
+        floats = [array for array in values if array.dtype.kind == "f" and array.size]
+        assert -HIDDEN in {float(np.abs(array).max()) for array in floats}
+        assert max(float(np.abs(array).max()) for array in floats) <= np.finfo(np.float16).max
+
+
 def test_inputs_and_outputs(pair):
     graph = onnx.load_model_from_string(pair.model).graph
     assert {value.name: value.type.tensor_type.elem_type for value in graph.input} == {
@@ -285,15 +306,14 @@ def test_an_answer_is_that_of_the_torch_modules(explainer, rounded):
         label = int(np.mean(logits, axis=0).argmax())
         # Every window explains the label of the document.
         _, weights, chances = torch_answers(rounded, explainer, document, label)
-        words = word_spans(
-            document.words, merge_pieces(document, weights), mean_pieces(document, chances)
-        )
+        merged = merge_outputs(document, weights, chances)
+        words = WordScores.of(text, document.bounds, *merged)
         assert answer.label == explainer.labels[label]
         assert len(words) == len(answer.words)
-        for mine, theirs in zip(answer.words, words, strict=True):
+        for mine, theirs in zip(answer.words, words.spans(), strict=True):
             assert mine.weight == pytest.approx(theirs.weight, abs=1e-4)
-            assert dataclasses.replace(mine, weight=0.0) == dataclasses.replace(theirs, weight=0.0)
-        rationale = rationale_spans(text, words)
+            assert mine._replace(weight=0.0) == theirs._replace(weight=0.0)
+        rationale = rationale_spans(words)
         assert [(s.start, s.end, s.effect, s.strength) for s in answer.rationale] == [
             (s.start, s.end, s.effect, s.strength) for s in rationale
         ]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.text import Document, split_words
+from models.text import Document, split_words, word_bounds
 from training.attribution.record import text_rng
 from training.data.rationale import content_words, gold_words
 from training.evaluation.faithfulness import RANDOM_DRAWS, random_weights
@@ -41,7 +41,7 @@ VOCABULARY = (
 
 
 def read(text):
-    return Document(text, tuple(split_words(text)), ())
+    return Document(text, word_bounds(text), ())
 
 
 def over(document, *ranges):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.text import BoolArray, Document, FloatArray, IntArray, check_text, split_words
+from models.text import BoolArray, Document, FloatArray, IntArray, check_text, word_bounds
 
 EPS = 1e-6  # probabilities are clipped to [EPS, 1 - EPS]
 ROWS = 256  # texts of one call
@@ -45,7 +45,7 @@ class WordEncoder:
     def encode(self, text: str) -> Document:
         """See `Encoder.encode`."""
         check_text(text)
-        return Document(text, tuple(split_words(text)), ())
+        return Document(text, word_bounds(text), ())
 
 
 class CallableBlackBox:

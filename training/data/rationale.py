@@ -46,8 +46,7 @@ def word_ranges(document: Document, spans: Sequence[Span] | None) -> list[Span]:
     Raises:
         ValueError: when no span covers a word or a span leaves the text.
     """
-    starts = np.array([word.start for word in document.words])
-    ends = np.array([word.end for word in document.words])
+    starts, ends = document.bounds.T
     ranges: list[Span] = []
     for start, end in sorted(spans or ()):
         if not 0 <= start < end <= len(document.text):

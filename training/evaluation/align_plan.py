@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.text import Document, split_words
+from models.text import Document, word_bounds
 from training.attribution.teachers import teacher_named
 from training.config import AlignmentRow, AlignmentStudy, DataSource, Recipe, RecipeError
 from training.data import Example, load
@@ -159,7 +159,7 @@ def _check(trial: Trial, texts: Texts) -> None:
     if feedback.every:
         asked.append(("lime", feedback.budget))
     for name, budget in asked:
-        teacher_named(name).spent(Document("", (), ()), budget)
+        teacher_named(name).spent(Document("", word_bounds(""), ()), budget)
     data = trial.recipe.data
     for source in (trial.source, *data.train, *data.validation):
         texts.read(source, trial.recipe)
@@ -186,6 +186,6 @@ def _check_budgets(trial: Trial, examples: Sequence[Example]) -> None:
         return  # how many words a first chunk has, only the trained black box knows
     for example in examples:
         if example.rationale:
-            document = Document(example.text, tuple(split_words(example.text)), ())
+            document = Document(example.text, word_bounds(example.text), ())
             for name, budget in trial.settings.teachers.items():
                 teacher_named(name).spent(document, budget)
