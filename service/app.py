@@ -4,18 +4,20 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.explainer import Explainer
 from service import errors, logs, static
 from service.backend import Backend
 from service.middleware import AccessLog, BodyLimit, LastResort, SecurityHeaders
-from service.routes import build_router, direct
+from service.routes import Predictions, build_router
 from service.schemas import RequestModels, request_models
 from service.server import listen, serve
 from service.settings import Settings, SettingsError, read_settings
@@ -33,11 +35,31 @@ _log = logging.getLogger("l2e.service")
 
 
 class _Service(FastAPI):
-    """FastAPI that also describes the bodies which the routes read by themselves."""
+    """FastAPI beside the predictions, which pass its middleware and none of its own layers.
 
-    def __init__(self, models: RequestModels, **options: Any) -> None:
+    So its exception handlers and dependencies do not reach them, and each middleware is made twice.
+    It also describes the bodies which they read by themselves.
+    """
+
+    def __init__(self, models: RequestModels, predictions: Predictions, **options: Any) -> None:
         super().__init__(**options)
         self._models = models
+        self._predictions = predictions
+
+    @cached_property
+    def _direct(self) -> ASGIApp:
+        app: ASGIApp = self._predictions
+        for layer, arguments, named in reversed(self.user_middleware):
+            app = layer(app, *arguments, **named)
+        return app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        if self._predictions.has(scope):
+            scope["app"] = self
+            await self._direct(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
@@ -69,8 +91,10 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
     tracing = None if settings.traces == "none" else _tracing()
     backend = Backend(settings, explainer)
     models = request_models(settings)
+    router = build_router(backend, models)
     app = _Service(
         models,
+        Predictions(router),
         title="l2e",
         version=_version(),
         description=_DESCRIPTION,
@@ -86,9 +110,7 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
     )
     app.state.backend = backend
     app.state.tracing = tracing
-    router = build_router(backend, models)
     app.include_router(router)
-    app.router.routes[:0] = direct(router)
     app.include_router(static.build_router(app.openapi()))
     errors.install(app)
     # The last one added is the first to see a request.

@@ -5,18 +5,20 @@ Threads carry flows on: tokenisation at the start, words and rationale at the en
 rows wait in one queue, where those of all requests are mixed into batches for the graph, which runs
 one batch at a time. Two equal threads share all of this, so that one tokenises while the other runs
 the graph, and a text that comes alone stays with one thread from its start to its end: on an idle
-server each change of thread would cost it a tenth of a millisecond. Long texts are tokenised by a
-third, so that a book holds up nobody else's sentence. Requests are refused at the door when their
-answers would come too late, and what nobody waits for any more is not computed.
+server each change of thread would cost it a tenth of a millisecond. Where there is one core, one
+thread does both in turns (see `service.turns`). Long texts are tokenised by another, so that a book
+holds up nobody else's sentence. Requests are refused at the door when their answers would come too
+late, and what nobody waits for any more is not computed.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 from models.answer import Flow, Row
 from models.session import Outputs
@@ -37,6 +39,9 @@ from service.tickets import (
     Ticket,
     Wish,
 )
+from service.turns import Turns
+
+CrewKind = Literal["equal", "alone", "apart"]
 
 _log = logging.getLogger("l2e.service")
 
@@ -50,8 +55,10 @@ class Scheduler:
         max_waiting_tokens: likewise.
         max_batch_tokens: padded tokens in one run of the graph.
         metrics: where all of it is counted; None counts for nobody.
-        one_runner: whether all runs of the graph come from one thread, which does nothing else:
-            for devices that keep something for each thread that asks them, such as CUDA.
+        crew: "equal" for two threads that do everything, "alone" for one that does, where there is
+            one core, and "apart" where all runs of the graph come from one thread, which does
+            nothing else: for devices that keep something for each thread that asks them, such as
+            CUDA.
     """
 
     def __init__(
@@ -62,7 +69,7 @@ class Scheduler:
         max_waiting_tokens: int,
         max_batch_tokens: int,
         metrics: Metrics | None = None,
-        one_runner: bool = False,
+        crew: CrewKind = "equal",
     ) -> None:
         self._explainer = explainer
         self._metrics = metrics or Metrics()
@@ -73,11 +80,15 @@ class Scheduler:
         self._open = 0  # tasks without an outcome
         self._closed = self._stopped = self._running = False
         self._short, self._long = Lane(), Lane()
+        self._turns = Turns(self._rows, self._short, max_batch_tokens) if crew == "alone" else None
         parts: list[tuple[str, Lane | None, bool]] = [("long texts", self._long, False)]
-        if one_runner:
+        if crew == "apart":
             parts += [("graph", None, True), ("texts", self._short, False)]
         else:
-            parts += [(f"texts and graph {number}", self._short, True) for number in (1, 2)]
+            count = 1 if crew == "alone" else 2
+            parts += [
+                (f"texts and graph {1 + number}", self._short, True) for number in range(count)
+            ]
         self._crew = Crew(self._lock, parts, self._find, self._over)
         self._crew.start()
 
@@ -105,18 +116,27 @@ class Scheduler:
         count = len(queries)
         if not count:
             return []
-        ticket = Ticket(
-            time.monotonic() + timeout, urgent, [None] * count, count, journal=JOURNAL.get()
-        )
-        # Nobody may cancel it: a waiting coroutine that is cancelled abandons the ticket instead.
-        ticket.done.set_running_or_notify_cancel()
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def settle() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def answered() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(settle)
+
+        deadline = time.monotonic() + timeout
+        ticket = Ticket(deadline, urgent, [None] * count, count, answered, journal=JOURNAL.get())
         self._enter(ticket, queries, wish, timeout, patient=patient)
+        timer = loop.call_later(timeout, settle)
         try:
-            await asyncio.wait_for(asyncio.wrap_future(ticket.done), timeout)
-        except TimeoutError:  # what is there by now is answered
+            await done
             # Not by the clock: the loop's timers may end a millisecond before the deadline.
-            ticket.late = True
+            ticket.late = ticket.left > 0  # what is there by now is answered
         finally:
+            timer.cancel()
             self._leave(ticket)
         outcomes = list(ticket.outcomes)
         if all(outcome is None or isinstance(outcome, DeadlineError) for outcome in outcomes):
@@ -125,13 +145,13 @@ class Scheduler:
 
     def close(self) -> None:
         """Takes no new requests; those in the line are still answered."""
-        with self._changed:
+        with self._lock:
             self._closed = True
 
     def stop(self, timeout: float | None = None) -> None:
         """Closes, answers what is in the line and ends the threads, within `timeout` seconds."""
         end = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             self._closed = self._stopped = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._open, timeout)
@@ -146,26 +166,26 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests of which nothing has been computed yet."""
-        with self._changed:
+        with self._lock:
             return self._admission.requests
 
     @property
     def waiting_rows(self) -> int:
         """Rows that wait for a run of the graph."""
-        with self._changed:
+        with self._lock:
             return len(self._rows)
 
     @property
     def waiting_seconds(self) -> float:
         """How long the oldest row has waited; 0 where there is none."""
-        with self._changed:
+        with self._lock:
             oldest = self._rows.oldest
             return 0.0 if oldest is None else time.monotonic() - oldest.owner.since
 
     @property
     def waiting_tokens(self) -> float:
         """Padded tokens that wait, those of texts not tokenised yet by estimate."""
-        with self._changed:
+        with self._lock:
             return self._admission.tokens
 
     def _enter(
@@ -177,15 +197,17 @@ class Scheduler:
         *,
         patient: bool,
     ) -> None:
-        chars = sum(len(query.text) for query in queries)
-        with self._changed:
+        tasks = [
+            Task(ticket, place, len(query.text), self._flow(query, wish))
+            for place, query in enumerate(queries)
+        ]
+        chars = sum(task.chars for task in tasks)
+        with self._lock:
             if self._closed:
                 raise ClosedError
             self._admission.enter(ticket, chars, timeout, patient=patient)
-            self._open += len(queries)
-        for place, query in enumerate(queries):
-            task = Task(ticket, place, len(query.text), self._flow(query, wish))
-            with self._changed:
+            self._open += len(tasks)
+            for task in tasks:
                 self._lane(task).put(task)
                 self._crew.call_for(self._lane(task))
 
@@ -198,23 +220,28 @@ class Scheduler:
         return Reply(explanation, (yield from self._explainer.verification_flow(explanation)))
 
     def _leave(self, ticket: Ticket) -> None:
-        with self._changed:
+        with self._lock:
             self._admission.leave(ticket)  # its rows are dropped when their turn comes
 
     # What the threads do.
 
     def _find(self, worker: Worker) -> Job | None:
-        """The graph goes before texts: while it runs, another thread has time for these."""
+        """The graph goes before texts, for which another thread has time, unless it is alone."""
         # A batch may be empty, because nobody wants its rows any more, while others wait.
-        while worker.runs and not self._running and len(self._rows):
+        while worker.runs and not self._running and len(self._rows) and self._graph_is_next():
             if batch := self._take():
                 self._running = True
                 if worker.lane is not None and len(worker.lane):
                     self._crew.call_for(worker.lane)
                 return partial(self._run_batch, worker, batch)
         if worker.lane is not None and (task := worker.lane.pop()) is not None:
+            if self._turns is not None and worker.runs:
+                self._turns.advanced(fresh=not task.outputs)
             return partial(self._advance, worker, task)
         return None
+
+    def _graph_is_next(self) -> bool:
+        return self._turns is None or self._turns.graph_is_next()
 
     def _over(self) -> bool:
         return self._stopped and not self._open
@@ -231,7 +258,7 @@ class Scheduler:
         outcome, rows = self._step(task)
         size = Size.of(rows)
         task.enter("tokenize" if fresh else "decode", time.monotonic(), size)
-        with self._changed:
+        with self._lock:
             if fresh:
                 self._admission.tokenised(task.ticket, task.chars, size.padded)
             if outcome is None:
@@ -260,8 +287,8 @@ class Scheduler:
     def _finish(self, task: Task, outcome: Outcome) -> None:
         ticket = task.ticket
         if isinstance(outcome, Reply):
-            outcome = replace(outcome, stages=task.stages)
-        with self._changed:
+            outcome = Reply(outcome.explanation, outcome.verification, task.stages)
+        with self._lock:
             if task.finished:
                 return
             task.finished = True
@@ -269,6 +296,7 @@ class Scheduler:
             ticket.left -= 1
             self._open -= 1
             last = not ticket.left
+            gone = ticket.abandoned and not ticket.late
             if last:
                 self._admission.started(ticket)
             if not self._open:
@@ -276,11 +304,10 @@ class Scheduler:
             if self._over():
                 self._crew.call_all()
         if last:
-            ticket.done.set_result(None)
+            ticket.answered()
         if isinstance(outcome, Reply):
             self._metrics.explained(outcome.explanation, task.stages)
         elif isinstance(outcome, DeadlineError):
-            gone = ticket.abandoned and not ticket.late
             self._metrics.dropped("client_gone" if gone else "deadline")
         else:
             self._metrics.failed()
@@ -295,7 +322,7 @@ class Scheduler:
             _log.error("a run of the graph: %s", type(error).__name__)
             for entry in batch:
                 self._finish(entry.owner, _as_exception(error))
-        with self._changed:
+        with self._lock:
             self._running = False
             for task in ready:
                 self._lane(task).put(task, computed=True)
@@ -305,6 +332,8 @@ class Scheduler:
 
     def _take(self) -> list[Entry[Task]]:
         batch, dropped = self._rows.take()
+        if self._turns is not None:
+            self._turns.ran(sum(entry.row.bucket for entry in batch))
         for entry in (*batch, *dropped):
             self._admission.queued(entry.owner.ticket, -entry.row.bucket)
         for entry in batch:
@@ -325,7 +354,7 @@ class Scheduler:
         size = Size.of(rows)
         for task in tasks:
             task.enter("run", end, size)
-        with self._changed:
+        with self._lock:
             for entry, outputs in zip(batch, found, strict=True):
                 task = entry.owner
                 if isinstance(outputs, Exception):
@@ -348,7 +377,7 @@ class Scheduler:
             return [outputs for row in rows for outputs in self._outputs([row])]
         size = Size.of(rows)
         self._metrics.ran(size.rows, size.padded, size.tokens)
-        with self._changed:
+        with self._lock:
             self._admission.ran(size.padded, time.monotonic() - start)
         return list(found)
 

@@ -154,6 +154,11 @@ def internal(error: BaseException) -> Problem:
     return Problem(500, "internal", "The server failed", detail, instance=instance)
 
 
+def client_gone() -> Response:
+    """499: nobody is there to read it; the access log shows the status."""
+    return Response(status_code=499)
+
+
 def describe(errors: Sequence[ErrorDetails], known: Mapping[str, object]) -> list[Fault]:
     """Pydantic's errors in our words, without any of the input.
 
@@ -207,7 +212,7 @@ def install(app: FastAPI) -> None:
         return Problem(error.status_code, kind, title, detail, headers=headers).response()
 
     async def on_client_gone(*_: object) -> Response:
-        return Response(status_code=499)  # seen by the access log alone
+        return client_gone()
 
     app.add_exception_handler(ClientDisconnect, on_client_gone)
     app.add_exception_handler(Problem, on_problem)

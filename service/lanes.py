@@ -27,19 +27,42 @@ class Lane:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Task]] = []
         self._numbers = itertools.count()
+        self._urgent = self._computed = 0
 
     def __len__(self) -> int:
         return len(self._heap)
+
+    @property
+    def computed(self) -> int:
+        """How many texts have been computed and want only words."""
+        return self._computed
+
+    @property
+    def fresh(self) -> int:
+        """How many texts have not been tokenised."""
+        return len(self._heap) - self._computed
+
+    @property
+    def urgent(self) -> bool:
+        """Whether an urgent text waits."""
+        return self._urgent > 0
 
     def put(self, task: Task, *, computed: bool = False) -> None:
         """Adds a text."""
         head_start = _HEAD_START if task.ticket.urgent else 0.0
         rank = -math.inf if computed else time.monotonic() - head_start
         heapq.heappush(self._heap, (rank, next(self._numbers), task))
+        self._urgent += task.ticket.urgent
+        self._computed += computed
 
     def pop(self) -> Task | None:
         """Removes the text whose turn it is; None where there is none."""
-        return heapq.heappop(self._heap)[2] if self._heap else None
+        if not self._heap:
+            return None
+        rank, _, task = heapq.heappop(self._heap)
+        self._urgent -= task.ticket.urgent
+        self._computed -= rank == -math.inf
+        return task
 
 
 @dataclass(frozen=True, eq=False, slots=True)

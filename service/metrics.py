@@ -6,7 +6,6 @@ into one another.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 
 from prometheus_client import (
@@ -90,8 +89,7 @@ class Metrics:
         # Series that are there from the start, so that a rate is 0 and not missing.
         for reason in REASONS:
             self._dropped.labels(reason)
-        for stage in STAGES:
-            self._stage.labels(stage)
+        self._stages = {stage: self._stage.labels(stage) for stage in STAGES}
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""
@@ -116,14 +114,10 @@ class Metrics:
         """Counts a text that has its label, and how long its stages took, in seconds."""
         self._predictions.labels(explanation.label).inc()
         for stage, seconds in stages.items():
-            self._stage.labels(stage).observe(seconds)
-        if explanation.words:
-            starts = [word.start for word in explanation.words]
-            inside = sum(
-                bisect_left(starts, span.end) - bisect_left(starts, span.start)
-                for span in explanation.rationale
-            )
-            self._fraction.observe(inside / len(starts))
+            self._stages[stage].observe(seconds)
+        if count := len(explanation.word_scores):
+            covered = explanation.word_scores.covered(explanation.rationale)
+            self._fraction.observe(covered / count)
 
     def ran(self, rows: int, padded: int, tokens: int) -> None:
         """Counts a run of the graph with so many padded tokens, of which `tokens` were real."""

@@ -5,14 +5,12 @@ from typing import Any
 
 from models.bundle import Bundle
 from models.explainer import Explainer
-from models.rationale import Span, to_html
+from models.rationale import to_html
 from models.views import one_line
 from service.backend import Backend
 from service.errors import Problem
-from service.schemas import Options, SpanBody
+from service.schemas import Options
 from service.tickets import Outcome, Reply
-
-_SPAN_FIELDS = tuple(SpanBody.model_fields)
 
 
 def prediction(reply: Reply, options: Options, bundle: Bundle) -> dict[str, Any]:
@@ -22,12 +20,13 @@ def prediction(reply: Reply, options: Options, bundle: Bundle) -> dict[str, Any]
         "label": explanation.label,
         "score": explanation.score,
         "scores": explanation.scores,
-        "rationale": [_span(span) for span in explanation.rationale],
+        "rationale": [span.to_dict() for span in explanation.rationale],
         "target": explanation.target,
         "windows": explanation.windows,
     }
     if options.words:
-        body["words"] = [_span(span) for span in explanation.words]
+        # Not `words`, which keeps them, and makes them under a lock that all explanations share.
+        body["words"] = [span.to_dict() for span in explanation.word_scores.spans()]
     if options.html:
         body["html"] = to_html(explanation.text, explanation.rationale)
     if reply.verification is not None:
@@ -92,7 +91,3 @@ def to_json(body: object) -> bytes:
         ValueError: a number that JSON does not have; the models never answer one.
     """
     return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _span(span: Span) -> dict[str, Any]:
-    return {name: getattr(span, name) for name in _SPAN_FIELDS}

@@ -50,17 +50,27 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) 
     Raises:
         ClientDisconnect: the client left.
     """
-    working = asyncio.ensure_future(work)
+    this = asyncio.current_task()
+    assert this is not None
+    watched, gone = True, False
+
+    def leave(_: object) -> None:
+        nonlocal gone
+        if watched:
+            gone = this.cancel()
+
     leaving = asyncio.ensure_future(_until_gone(request))
-    leaving.add_done_callback(lambda _: working.cancel())
+    leaving.add_done_callback(leave)
     try:
-        return await working
+        return await work
     except asyncio.CancelledError:
-        this = asyncio.current_task()
-        if not leaving.done() or (this is not None and this.cancelling()):
-            raise  # the server ends
-        raise ClientDisconnect from None
+        if gone and this.cancelling() == 1:  # nobody else cancelled it
+            raise ClientDisconnect from None
+        raise  # the server ends
     finally:
+        watched = False
+        if gone:
+            this.uncancel()
         leaving.cancel()  # nothing waits for it: each turn of the loop counts here
 
 
@@ -77,6 +87,9 @@ def check_type(request: Request, media_type: str) -> None:
     Raises:
         Problem: 415.
     """
+    headers = request.headers
+    if headers.get("content-type") == media_type and "content-encoding" not in headers:
+        return  # as nearly all say it
     header = Message()
     header["content-type"] = request.headers.get("content-type", "")
     charset = header.get_content_charset("utf-8")

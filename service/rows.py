@@ -1,9 +1,9 @@
 """Rows that wait for a run of the graph, and which of them make the next one.
 
-Work-conserving: a batch is whatever waits when the graph is free, never waited for. Its bucket is
-that of the oldest row, so none starves; rows of the same bucket fill it up to a number of padded
-tokens. Rows of different buckets are never padded to one another: that would cost tokens, and in
-reduced precision change answers.
+Work-conserving: a batch is whatever waits when the graph is free, and none waits to be filled. Its
+bucket is that of the oldest row, so none starves; rows of the same bucket fill it up to a number of
+padded tokens. Rows of different buckets are never padded to one another: that would cost tokens,
+and in reduced precision change answers.
 """
 
 from __future__ import annotations
@@ -70,6 +70,16 @@ class RowQueue(Generic[OwnerT]):
 
     def __len__(self) -> int:
         return sum(len(group) for group in self._groups.values())
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens of all rows."""
+        return sum(key.bucket * len(group) for key, group in self._groups.items())
+
+    @property
+    def urgent(self) -> bool:
+        """Whether an urgent row waits."""
+        return any(group for key, group in self._groups.items() if key.urgent)
 
     @property
     def oldest(self) -> Entry[OwnerT] | None:

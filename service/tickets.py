@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Container, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -168,6 +167,10 @@ class Journal:
 JOURNAL: ContextVar[Journal | None] = ContextVar("journal", default=None)
 
 
+def _tell_nobody() -> None:
+    pass
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """A request."""
@@ -176,7 +179,7 @@ class Ticket:
     urgent: bool
     outcomes: list[Outcome | None]  # None: none yet
     left: int  # texts without an outcome
-    done: Future[None] = field(default_factory=Future)
+    answered: Callable[[], None] = _tell_nobody  # by the thread that gives the last outcome
     chars: int = 0  # of its texts that are not tokenised yet; this and tokens are admission's
     tokens: int = 0  # padded, of its rows in the queue
     abandoned: bool = False  # the client left, or was told 504

@@ -225,6 +225,29 @@ def test_answers_over_http_are_those_of_python(running, tiny_explainer, mixed_te
     assert differences(ours, changed) == {"labels": 0, "spans": 0, "weights": 1}
 
 
+def test_one_processor_answers_many_at_once_as_python_does(
+    tiny_bundle, tiny_explainer, mixed_texts
+):
+    """Where one thread takes turns between the model and texts."""
+    texts = [*mixed_texts, *(f"{number} great but dull" for number in range(40))]
+    ours = [of_explanation(answer) for answer in tiny_explainer.explain(texts)]
+
+    async def some(connection, part):
+        return [await connection.ask(predict(text, words=True)) for text in part]
+
+    async def ask(port):
+        async with connected(port, 8) as several:
+            parts = [some(connection, texts[place::8]) for place, connection in enumerate(several)]
+            return await asyncio.gather(*parts)
+
+    core = frozenset({min(share_cores().server)})
+    with server(SERVICE, core, environment={"L2E_BUNDLE": str(tiny_bundle)}) as found:
+        answers = asyncio.run(ask(found.port))
+    for place, part in enumerate(answers):
+        theirs = [of_body(json.loads(answer.body)) for answer in part]
+        assert differences(ours[place::8], theirs) == {"labels": 0, "spans": 0, "weights": 0}
+
+
 def test_a_request_has_the_length_of_its_bytes():
     head, body = post("/predict", {"text": "naïve"}).split(b"\r\n\r\n")
     assert f"Content-Length: {len(body)}".encode() in head

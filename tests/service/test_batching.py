@@ -7,6 +7,7 @@ import pytest
 
 from models.answer import Flow
 from models.explainer import Explainer
+from service.backend import crew_for
 from service.batching import Scheduler
 from service.lanes import Lane
 from service.tickets import (
@@ -39,9 +40,23 @@ def start_scheduler(held):
         assert not scheduler.alive
 
 
-@pytest.fixture(params=[False, True], ids=["crew", "one_runner"])
+@pytest.fixture(params=["equal", "alone", "apart"])
 def runner(start_scheduler, request):
-    return start_scheduler(one_runner=request.param)
+    return start_scheduler(crew=request.param)
+
+
+@pytest.mark.parametrize(
+    ("device", "processors", "crew"),
+    [
+        ("cpu", 1, "alone"),
+        ("cpu", 2, "equal"),
+        ("openvino", 1, "alone"),
+        ("cuda", 1, "apart"),
+        ("cuda-graphs", 8, "apart"),
+    ],
+)
+def test_threads_suit_the_device_and_the_processors(device, processors, crew):
+    assert crew_for(device, processors) == crew
 
 
 def ask(runner, *texts, timeout=10.0, wish=None, urgent=True):
@@ -104,7 +119,8 @@ def test_full_line_refuses(runner, held):
             await ask(runner, "four")
         assert 1 <= refused.value.retry_after <= 60
         # In the order of the line, which is of rows: two threads may tokenise at a time.
-        await asyncio.to_thread(wait_for, lambda: runner.waiting_rows == 2)
+        ready = 2 if runner._turns is None else 0  # one thread alone tokenises them later
+        await asyncio.to_thread(wait_for, lambda: runner.waiting_rows == ready)
         held.gate.set()
         assert all(isinstance(outcome, Reply) for (outcome,) in await asyncio.gather(*tasks))
 
@@ -141,9 +157,16 @@ def test_deadline_while_computing_does_not_wait_for_the_end(runner, held):
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("one_runner", [False, True])
-def test_threads_keep_to_their_parts(one_runner, start_scheduler, held, mixed_texts):
-    scheduler = start_scheduler(one_runner=one_runner, max_waiting=100)
+@pytest.mark.parametrize(
+    ("crew", "allowed"),
+    [
+        ("equal", {"texts and graph 1", "texts and graph 2"}),
+        ("alone", {"texts and graph 1"}),
+        ("apart", {"graph"}),
+    ],
+)
+def test_threads_keep_to_their_parts(crew, allowed, start_scheduler, held, mixed_texts):
+    scheduler = start_scheduler(crew=crew, max_waiting=100)
     texts = [*mixed_texts, "great story " * (LONG_CHARS // 8)]
 
     async def scene():
@@ -151,8 +174,7 @@ def test_threads_keep_to_their_parts(one_runner, start_scheduler, held, mixed_te
         return [*alone, *await asyncio.gather(*(ask(scheduler, text) for text in texts))]
 
     asyncio.run(scene())
-    equal = {"texts and graph 1", "texts and graph 2"}
-    assert set(held.threads) <= ({"graph"} if one_runner else equal)
+    assert set(held.threads) <= allowed
 
 
 def test_client_that_leaves_the_line_is_not_computed(runner, held):
@@ -208,9 +230,9 @@ def test_requests_that_wait_together_share_a_batch(start_scheduler, held):
     assert [len(batch) for batch in held.batches] == [1, 8, 4]
 
 
-@pytest.mark.parametrize("one_runner", [False, True])
-def test_verifications_are_prepared_while_the_graph_runs_one(one_runner, start_scheduler, held):
-    scheduler = start_scheduler(max_waiting=100, max_batch_tokens=512, one_runner=one_runner)
+@pytest.mark.parametrize("crew", ["equal", "apart"])
+def test_verifications_are_prepared_while_the_graph_runs_one(crew, start_scheduler, held):
+    scheduler = start_scheduler(max_waiting=100, max_batch_tokens=512, crew=crew)
     verified = Wish(verify=True)
 
     async def scene():
