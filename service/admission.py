@@ -80,6 +80,24 @@ class Admission:
         kinds = (True,) if urgent else (True, False)
         return sum(self._tokens_of(kind) for kind in kinds) * self._token_seconds.value
 
+    def check_room(self, timeout: float, *, urgent: bool, patient: bool = False) -> None:
+        """Returns where a request would be let in now, whatever its texts are.
+
+        Args:
+            timeout: see `enter`.
+            urgent: of the request.
+            patient: see `enter`.
+
+        Raises:
+            OverloadedError: too much waits, or the answer would be late.
+        """
+        wait = self.predicted_wait(urgent=urgent)
+        share = 2 if patient else 1
+        full = len(self._waiting[urgent].tickets) >= max(1, self._max_requests // share)
+        heavy = self._tokens_of(urgent) > self._max_tokens / share
+        if full or heavy or wait > timeout:
+            raise OverloadedError(min(60.0, max(1.0, wait)))
+
     def enter(self, ticket: Ticket, chars: int, timeout: float, *, patient: bool = False) -> None:
         """Lets a request in.
 
@@ -92,13 +110,8 @@ class Admission:
         Raises:
             OverloadedError: too much waits, or the answer would be late.
         """
+        self.check_room(timeout, urgent=ticket.urgent, patient=patient)
         waiting = self._waiting[ticket.urgent]
-        wait = self.predicted_wait(urgent=ticket.urgent)
-        share = 2 if patient else 1
-        full = len(waiting.tickets) >= max(1, self._max_requests // share)
-        heavy = self._tokens_of(ticket.urgent) > self._max_tokens / share
-        if full or heavy or wait > timeout:
-            raise OverloadedError(min(60.0, max(1.0, wait)))
         waiting.tickets.add(ticket)
         waiting.chars += chars
         ticket.chars = chars

@@ -150,15 +150,25 @@ class Backend:
                 )
             except OverloadedError as error:
                 if not patient:
-                    self.metrics.dropped("overload", len(queries))
-                    detail = "too much waits already: try again later"
-                    problem = errors.unavailable("overloaded", detail, error.retry_after)
-                    raise problem from None
+                    raise self._overloaded(error, len(queries)) from None
             except ClosedError:
                 raise errors.draining() from None
             except DeadlineError:
                 raise errors.deadline_passed(seconds) from None
             await asyncio.sleep(_PATIENCE)
+
+    def check_room(self) -> None:
+        """Returns where an urgent request for one text would be let in now.
+
+        Raises:
+            Problem: 503 otherwise.
+        """
+        if self._scheduler is None:
+            raise self._not_loaded()
+        try:
+            self._scheduler.check_room(self.settings.request_timeout)
+        except OverloadedError as error:
+            raise self._overloaded(error, 1) from None
 
     def problem(self, error: Exception) -> errors.Problem:
         """The problem that one text's exception becomes."""
@@ -169,6 +179,11 @@ class Backend:
     def _fail(self, line: str, *, bad_input: bool = False) -> None:
         self.failure, self.bad_input, self.phase = " ".join(line.split()), bad_input, Phase.FAILED
         _log.error("%s", self.failure)
+
+    def _overloaded(self, error: OverloadedError, texts: int) -> errors.Problem:
+        self.metrics.dropped("overload", texts)
+        detail = "too much waits already: try again later"
+        return errors.unavailable("overloaded", detail, error.retry_after)
 
     def _not_loaded(self) -> errors.Problem:
         if self.phase is Phase.FAILED:

@@ -143,6 +143,15 @@ class Scheduler:
             raise DeadlineError
         return [DeadlineError() if outcome is None else outcome for outcome in outcomes]
 
+    def check_room(self, timeout: float) -> None:
+        """Returns where an urgent request would be let in now.
+
+        Raises:
+            OverloadedError: as `ask`.
+        """
+        with self._lock:
+            self._admission.check_room(timeout, urgent=True)
+
     def close(self) -> None:
         """Takes no new requests; those in the line are still answered."""
         with self._lock:

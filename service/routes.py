@@ -17,7 +17,14 @@ from service import errors, metrics, render
 from service.backend import Backend
 from service.errors import ProblemBody
 from service.middleware import ITEMS, STAGES
-from service.requests import check_type, read, read_options, target_fault, while_connected
+from service.requests import (
+    check_type,
+    is_small,
+    read,
+    read_options,
+    target_fault,
+    while_connected,
+)
 from service.schemas import (
     BadItem,
     BatchItem,
@@ -111,6 +118,8 @@ def _add_predictions(router: APIRouter, backend: Backend, models: RequestModels)
         `target` asks for the words that speak for and against another label than the predicted one.
         """
         explainer = backend.explainer
+        if is_small(request):  # and here by now: nobody is left in the middle of sending it
+            backend.check_room()
         wanted = await read(request, models.predict)
         if fault := target_fault(wanted.target, explainer.labels):
             raise errors.invalid([fault])

@@ -88,14 +88,19 @@ def test_full_line_is_503_with_retry_after(serving, held, wait_until):
         second = pool.submit(live.client.post, "/predict", json={"text": "two"})
         wait_until(lambda: live.backend._scheduler.waiting == 1)
         refused = live.client.post("/predict", json={"text": "three"})
+        unread = live.client.post("/predict", content=b"not even JSON")
+        large = live.client.post("/predict", json={"text": "long " * 9_000})
         # Health does not queue.
         assert live.client.get("/health/live", timeout=2).status_code == 200
         assert live.client.get("/health/ready", timeout=2).status_code == 200
         held.gate.set()
         assert {first.result().status_code, second.result().status_code} == {200}
-    assert refused.status_code == 503
-    assert refused.json()["type"] == "urn:l2e:problem:overloaded"
-    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    for answer in (refused, unread, large):
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:l2e:problem:overloaded"
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert answer.headers.get("connection") != "close"
+    assert live.client.post("/predict", json={"text": "four"}).status_code == 200
 
 
 @pytest.mark.parametrize(
