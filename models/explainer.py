@@ -8,7 +8,6 @@ rationales). A text gets the same answer alone, in any batch and in any order.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from models.session import DeviceName, OnnxSession, Outputs
 from models.text import Document, TextEncoder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """The label of a text and why.
 
@@ -58,9 +57,9 @@ class Explanation:
     rationale: tuple[Span, ...]
     windows: int
 
-    @cached_property
+    @property
     def words(self) -> tuple[Span, ...]:
-        """All words of the text in order; empty where only the label was asked for."""
+        """All words of the text in order, made anew; empty where only the label was asked for."""
         return self.word_scores.spans()
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,7 +286,15 @@ class Explainer:
         words: WordScores | None = None,
         rationale: tuple[Span, ...] = (),
     ) -> Explanation:
-        """Decode logits [C] into a label with its calibrated score, beside what explains it."""
+        """Decode a document's logits into a label, beside what explains it.
+
+        Args:
+            document: that was classified.
+            logits: float64 [C], not calibrated.
+            target: the class that is explained, or `PREDICTED`.
+            words: None where only the label was asked for.
+            rationale: of these words.
+        """
         probabilities = self.probabilities(logits[np.newaxis])[0].tolist()
         scores = dict(zip(self.labels, probabilities, strict=True))
         # From the logits: probabilities that round to 1 no longer tell classes apart.

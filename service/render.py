@@ -25,8 +25,7 @@ def prediction(reply: Reply, options: Options, bundle: Bundle) -> dict[str, Any]
         "windows": explanation.windows,
     }
     if options.words:
-        # Not `words`, which keeps them, and makes them under a lock that all explanations share.
-        body["words"] = [span.to_dict() for span in explanation.word_scores.spans()]
+        body["words"] = [span.to_dict() for span in explanation.words]
     if options.html:
         body["html"] = to_html(explanation.text, explanation.rationale)
     if reply.verification is not None:

@@ -85,10 +85,11 @@ def batch_equal(
 
 def rationale_words(answer: Explanation) -> set[int]:
     """Returns where the words of a rationale start."""
+    words = answer.words
     return {
         word.start
         for span in answer.rationale
-        for word in answer.words
+        for word in words
         if span.start <= word.start < span.end
     }
 

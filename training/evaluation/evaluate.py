@@ -198,7 +198,7 @@ def _measure(
     started = time.perf_counter()
     [answer] = explainer.explain([text])
     seconds = time.perf_counter() - started
-    weights: dict[str, FloatArray] = {"explainer": np.array([w.weight for w in answer.words])}
+    weights: dict[str, FloatArray] = {"explainer": answer.word_scores.weights}
     weights |= {name: np.array(record["weights"]) for name, record in teachers.items()}
     document = explainer.encode(text)
     draws = random_weights(len(document.words), text_rng(text, seed + 1))
