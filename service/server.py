@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.backend import Backend, Phase
+from service.protocol import Protocol
 
 _log = logging.getLogger("l2e.service")
 
@@ -101,9 +102,7 @@ def configure(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        # httptools would save .2 ms, but keeps heads and pipelined requests without end, and loses
-        # the body of a request that offers an upgrade (Kludex/uvicorn#2722).
-        http="h11",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,

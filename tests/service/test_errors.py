@@ -2,7 +2,6 @@
 
 import json
 import socket
-from contextlib import suppress
 
 import httpx
 import pytest
@@ -185,64 +184,6 @@ def test_security_headers_are_on_every_answer(client, path):
     assert headers["referrer-policy"] == "no-referrer"
     assert "access-control-allow-origin" not in headers
     assert "server" not in headers
-
-
-def test_garbage_on_the_socket_is_answered(live):
-    host, port = live.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"\x00\xff zanzibar\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
-    assert live.client.get("/health/live").status_code == 200
-
-
-MAX_HEAD = 1 << 16
-CHUNKED = (
-    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n"
-)
-
-
-@pytest.mark.parametrize(
-    "start",
-    [
-        b"GET /",
-        b"GET / HTTP/1.1\r\nX: ",
-        b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1000,
-        CHUNKED + b"1;",
-        CHUNKED + b"1\r\n{\r\n0\r\nX: ",
-        b"\r\n" * 1000,
-    ],
-    ids=["path", "header", "headers", "chunk", "trailer", "nothing"],
-)
-def test_what_has_no_end_is_refused(start, live, wait_until):
-    host, port = live.url.removeprefix("http://").split(":")
-    more = start[-6:] * 1000 if start.endswith(b"\n") else b"a" * 6000
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(start + more * (2 * MAX_HEAD // len(more)))
-        # It closes the connection; where bytes of ours are still on their way, that resets it.
-        with suppress(ConnectionResetError):
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-            assert answer.startswith(b"HTTP/1.1 400")
-    wait_until(lambda: not live.server.server_state.tasks)
-    assert live.client.get("/health/live").status_code == 200
-
-
-@pytest.mark.parametrize("size", [5, 40_000])
-def test_a_request_that_offers_an_upgrade_is_answered(size, live):
-    """As those of Java's clients and of `curl --http2` do."""
-    offer = {"connection": "upgrade, http2-settings", "upgrade": "h2c", "http2-settings": "AAMAAA"}
-    for _ in range(2):
-        body = json.dumps({"text": "great"}) + " " * size
-        response = live.client.post("/predict", content=body, headers={**JSON, **offer})
-        assert response.status_code == 200, response.text
-
-
-def test_long_heads_and_many_small_chunks_are_welcome(live):
-    long = {"x-long": "a" * (MAX_HEAD - 1000)}
-    assert live.client.get("/health/live", headers=long).status_code == 200
-    pieces = [b'{"text": "great"', *[b"  "] * 20_000, b"}"]  # heads of chunks of 100 kB in all
-    response = live.client.post("/predict", content=iter(pieces), headers=JSON)
-    assert response.status_code == 200, response.text
 
 
 def test_body_that_never_comes_leaves_no_trace(live, wait_until):

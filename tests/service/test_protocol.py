@@ -1,0 +1,218 @@
+"""Bytes on the socket that no client library sends, and in any order."""
+
+import json
+import socket
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from service.protocol import MAX_HEAD, PIECE
+
+JSON = {"content-type": "application/json"}
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = (
+    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+MOST = 1 << 25  # bytes, more than sockets keep
+OFFER = {"connection": "upgrade, http2-settings", "upgrade": "h2c", "http2-settings": "AAMAAA"}
+
+
+@contextmanager
+def connected(live):
+    host, port = live.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        yield connection
+
+
+def post(text, **headers):
+    body = json.dumps({"text": text}).encode()
+    lines = {"host": "x", **JSON, "content-length": len(body), **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST /predict HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def read_answers(connection, count):
+    """Statuses and bodies of so many answers with a length."""
+    stream = connection.makefile("rb")
+    answers = []
+    for _ in range(count):
+        status = int(stream.readline().split()[1])
+        length = None
+        while (line := stream.readline().strip()) != b"":
+            name, _, value = line.partition(b": ")
+            length = int(value) if name == b"content-length" else length
+        answers.append((status, stream.read(length)))
+    return answers
+
+
+def read_all(connection):
+    # Where bytes of ours are still on their way as it closes, that resets the connection.
+    with suppress(ConnectionResetError):
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
+
+
+def alive(live):
+    return live.client.get("/health/live").status_code == 200
+
+
+def test_garbage_is_answered(live):
+    with connected(live) as connection:
+        connection.sendall(b"\x00\xff zanzibar\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+    assert alive(live)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1000,
+        CHUNKED + b"1;",
+        CHUNKED + b"1\r\n{\r\n0\r\nX: ",
+        b"\r\n" * 1000,
+    ],
+    ids=["path", "header", "headers", "chunk", "trailer", "nothing"],
+)
+@pytest.mark.parametrize("offer", [b"", b"Connection: upgrade\r\nUpgrade: h2c\r\n"])
+def test_what_has_no_end_is_refused(start, offer, live, wait_until):
+    start = start.replace(b"Host: x\r\n", b"Host: x\r\n" + offer)
+    more = start[-6:] * 1000 if start.endswith(b"\n") else b"a" * 6000
+    with connected(live) as connection:
+        with suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall(start + more * (2 * MAX_HEAD // len(more)))
+        answer = read_all(connection)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+    wait_until(lambda: not live.server.server_state.tasks)
+    assert alive(live)
+
+
+@pytest.mark.parametrize("size", [5, 40_000])
+def test_a_request_that_offers_an_upgrade_is_answered(size, live):
+    """As those of Java's clients and of `curl --http2` do."""
+    for headers in (OFFER, OFFER, {}):
+        body = json.dumps({"text": "great"}) + " " * size
+        response = live.client.post("/predict", content=body, headers={**JSON, **headers})
+        assert response.status_code == 200, response.text
+
+
+def test_an_upgrade_offered_on_a_used_connection_without_a_body(live):
+    with connected(live) as connection:
+        for request in (
+            LIVE,
+            LIVE.replace(b"\r\n\r\n", b"\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"),
+            LIVE,
+        ):
+            connection.sendall(request)
+            assert read_answers(connection, 1) == [(200, b'{"status":"live"}')]
+
+
+def test_long_heads_and_many_small_chunks_are_welcome(live):
+    long = {"x-long": "a" * (MAX_HEAD - 1000)}
+    assert live.client.get("/health/live", headers=long).status_code == 200
+    pieces = [b'{"text": "great"', *[b"  "] * 20_000, b"}"]  # heads of chunks of 100 kB in all
+    response = live.client.post("/predict", content=iter(pieces), headers=JSON)
+    assert response.status_code == 200, response.text
+
+
+def test_trailers_are_passed_over(live):
+    body = b'{"text": "great"}'
+    request = CHUNKED + b"%x\r\n%s\r\n0\r\nHost: y\r\nX: y\r\n\r\n" % (len(body), body)
+    with connected(live) as connection:
+        connection.sendall(request * 2)
+        assert [status for status, _ in read_answers(connection, 2)] == [200, 200]
+
+
+@pytest.mark.parametrize("more", [{}, OFFER], ids=["plain", "upgrade"])
+def test_requests_that_do_not_wait_are_answered_in_order(more, live):
+    texts = ["great", "awful " * 3000, "a", "fine " * 500, "bad"]
+    with connected(live) as connection:
+        connection.sendall(b"".join(post(text, **more) for text in texts))
+        answers = read_answers(connection, len(texts))
+    alone = [live.client.post("/predict", json={"text": text}).content for text in texts]
+    assert answers == [(200, body) for body in alone]
+
+
+def test_thousands_of_requests_at_once(live):
+    count = 3 * PIECE // len(LIVE)
+    with connected(live) as connection:
+        connection.sendall(LIVE * count)
+        assert read_answers(connection, count) == [(200, b'{"status":"live"}')] * count
+
+
+def test_requests_without_end_wait_for_their_answers(serving, held):
+    """Nothing is read while one is computed: what has come is a piece and the socket's buffers."""
+    held.gate.clear()
+    live = serving(held)
+    many = LIVE * 1000
+    with connected(live) as connection:
+        connection.sendall(post("great"))
+        assert held.entered.acquire(timeout=10)
+        connection.settimeout(1)
+        sent = 0
+        with suppress(TimeoutError):
+            while sent < MOST:
+                sent += connection.send(many)
+        assert sent < MOST
+        (protocol,) = [one for one in live.server.server_state.connections if one.must_wait]
+        assert len(protocol.pipeline) <= PIECE // len(LIVE) + 1
+        connection.settimeout(10)
+        held.gate.set()
+        count = 1 + sent // len(LIVE)
+        assert [status for status, _ in read_answers(connection, count)] == [200] * count
+
+
+def test_half_a_head_behind_a_request_that_is_computed(serving, held):
+    held.gate.clear()
+    live = serving(held)
+    half = len(LIVE) // 2
+    with connected(live) as connection:
+        connection.sendall(post("great") + LIVE + LIVE[:half])
+        assert held.entered.acquire(timeout=10)
+        held.gate.set()
+        assert [status for status, _ in read_answers(connection, 2)] == [200, 200]
+        connection.sendall(LIVE[half:])
+        assert read_answers(connection, 1) == [(200, b'{"status":"live"}')]
+
+
+def test_garbage_behind_a_request_is_answered_after_it(live):
+    with connected(live) as connection:
+        connection.sendall(post("great") + b"\x00 zanzibar\r\n\r\n" + LIVE)
+        (first, second) = read_answers(connection, 2)
+        assert (first[0], second[0]) == (200, 400)
+        assert read_all(connection) == b""
+    assert alive(live)
+
+
+def test_garbage_in_a_body_is_answered_at_once(live):
+    with connected(live) as connection:
+        connection.sendall(CHUNKED + b"zz\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 400")
+    assert alive(live)
+
+
+def test_garbage_in_the_body_of_an_answer_that_has_begun_ends_it(live, wait_until):
+    line = b'{"text": "great"}\n'
+    head = CHUNKED.replace(b"/predict", b"/predict/stream")
+    head = head.replace(b"application/json", b"application/x-ndjson")
+    with connected(live) as connection:
+        connection.sendall(head + b"%x\r\n%s\r\n" % (len(line), line))
+        begun = connection.recv(65536)
+        assert begun.startswith(b"HTTP/1.1 200")
+        connection.sendall(b"zz\r\n")
+        assert b"HTTP/1.1" not in read_all(connection)
+    wait_until(lambda: not live.server.server_state.tasks)
+    assert alive(live)
+
+
+def test_methods_that_nobody_knows_are_garbage(live):
+    assert live.client.request("PROPFIND", "/predict").status_code == 405
+    assert live.client.request("ZANZIBAR", "/predict").status_code == 400
+
+
+def test_http_1_0(live):
+    with connected(live) as connection:
+        connection.sendall(LIVE.replace(b"1.1", b"1.0"))
+        assert read_all(connection).endswith(b'{"status":"live"}')
