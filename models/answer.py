@@ -273,5 +273,7 @@ def _run_all(
 
 
 def _mean_logits(windows: Sequence[Outputs]) -> FloatArray:
+    if len(windows) == 1:
+        return windows[0].logits.astype(np.float64)
     stacked = np.stack([window.logits for window in windows])  # [windows, C]
     return np.asarray(stacked.mean(axis=0, dtype=np.float64))

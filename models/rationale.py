@@ -1,6 +1,7 @@
 """From the scores of words to the spans of a rationale, and its escaped HTML view."""
 
 import html
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -126,9 +127,10 @@ class WordScores:
 
     def covered(self, spans: Sequence[Span]) -> int:
         """Count the words that start in one of some spans, which do not overlap."""
-        edges = np.array([span[:2] for span in spans], dtype=np.int64).reshape(-1, 2)
-        first, last = np.searchsorted(self.bounds[:, 0], edges).T
-        return int((last - first).sum())
+        starts = self.bounds[:, 0].tolist()
+        return sum(
+            bisect_left(starts, span.end) - bisect_left(starts, span.start) for span in spans
+        )
 
     def _arrays(self) -> tuple[IntArray, FloatArray, IntArray]:
         return self.bounds, self.weights, self.classes
@@ -158,18 +160,27 @@ def rationale_spans(words: WordScores, max_words: int | None = None) -> tuple[Sp
     order = np.argsort(-np.abs(words.weights), kind="stable")
     kept = np.sort(order[:max_words])
     kept = kept[words.classes[kept] != _NEUTRAL]
-    runs: list[list[int]] = []
-    last, last_opposes = -2, False
-    for index, opposes in zip(
-        kept.tolist(), (words.classes[kept] < _NEUTRAL).tolist(), strict=True
-    ):
-        if index == last + 1 and opposes == last_opposes:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-        last, last_opposes = index, opposes
-    spans = (_join(words, run[0], run[-1] + 1) for run in runs)
-    return tuple([span for span in spans if span is not None])
+    # As lists: most runs are of a word or two, for which NumPy's calls cost more than they do.
+    places = kept.tolist()
+    classes, weights = words.classes[kept].tolist(), words.weights[kept].tolist()
+    bounds = words.bounds[kept].tolist()
+    spans: list[Span] = []
+    first = 0  # of the run
+    for end in range(1, len(places) + 1):
+        if (
+            end < len(places)
+            and places[end] == places[end - 1] + 1
+            and (classes[end] < _NEUTRAL) == (classes[first] < _NEUTRAL)
+        ):
+            continue
+        strongest = (min if classes[first] < _NEUTRAL else max)(classes[first:end])
+        effect, strength = _CLASSES[strongest]
+        if strength == "high":
+            start, stop = bounds[first][0], bounds[end - 1][1]
+            weight = sum(weights[first:end])
+            spans.append(Span(start, stop, words.text[start:stop], weight, effect, strength))
+        first = end
+    return tuple(spans)
 
 
 def to_html(text: str, spans: Sequence[Span]) -> str:
@@ -195,17 +206,6 @@ def to_html(text: str, spans: Sequence[Span]) -> str:
         parts.append(f"{_escape(text[span.start : span.end])}</mark>")
         position = span.end
     return "".join((*parts, _escape(text[position:])))
-
-
-def _join(words: WordScores, first: int, end: int) -> Span | None:
-    """Return the span of adjacent words of one effect; None where none of them is high."""
-    classes = words.classes[first:end].tolist()
-    effect, strength = _CLASSES[max(classes, key=lambda number: abs(number - _NEUTRAL))]
-    if strength != "high":
-        return None
-    start, stop = int(words.bounds[first, 0]), int(words.bounds[end - 1, 1])
-    weight = sum(words.weights[first:end].tolist())
-    return Span(start, stop, words.text[start:stop], weight, effect, strength)
 
 
 def _escape(text: str) -> str:

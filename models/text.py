@@ -297,6 +297,8 @@ def merge_outputs(
     pairs = zip(weights, label_probs, strict=True)
     both = [np.concatenate((one[:, np.newaxis], other), axis=1) for one, other in pairs]
     total, holders = _window_means(document, both)
+    if len(document.windows) == 1:
+        return total[:, 0], total[:, 1:]
     means = total[:, 1:] / np.maximum(holders, 1)[:, np.newaxis]
     return total[:, 0] / len(document.windows), means
 
@@ -316,18 +318,17 @@ def _window_means(
     total = np.zeros((len(document.bounds), values[0].shape[1]))
     holders = np.zeros(len(document.bounds), dtype=np.int64)
     for window, of_pieces in zip(document.windows, values, strict=True):
-        inside = np.flatnonzero(window.word_index >= 0)
+        inside = (window.word_index >= 0).nonzero()[0]
         if not len(inside):
             continue
         words = window.word_index[inside]
-        first = np.empty(len(words), dtype=bool)  # of its word
-        first[0] = True
-        np.not_equal(words[1:], words[:-1], out=first[1:])
-        starts = np.flatnonzero(first)
-        ends = np.append(starts[1:], len(words))
+        edge = np.ones(len(words) + 1, dtype=bool)  # before the first piece of a word, and the end
+        np.not_equal(words[1:], words[:-1], out=edge[1:-1])
+        edges = edge.nonzero()[0]
+        starts = edges[:-1]
         held = words[starts]
         sums = np.add.reduceat(of_pieces[inside], starts, axis=0, dtype=np.float64)
-        total[held] += sums / (ends - starts)[:, np.newaxis]
+        total[held] += sums / (edges[1:] - starts)[:, np.newaxis]
         holders[held] += 1
     return total, holders
 

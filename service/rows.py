@@ -65,21 +65,23 @@ class RowQueue(Generic[OwnerT]):
         self._max_tokens = max_tokens
         self._groups: dict[_Key, deque[tuple[int, Entry[OwnerT]]]] = {}
         self._count = 0  # of all that ever came: their ages
+        self._rows = {True: 0, False: 0}  # that wait, urgent and not
+        self._tokens = 0
         self._owed = 0.0  # tokens of background work
         self._dropped: list[Entry[OwnerT]] = []
 
     def __len__(self) -> int:
-        return sum(len(group) for group in self._groups.values())
+        return sum(self._rows.values())
 
     @property
     def tokens(self) -> int:
         """Padded tokens of all rows."""
-        return sum(key.bucket * len(group) for key, group in self._groups.items())
+        return self._tokens
 
     @property
     def urgent(self) -> bool:
         """Whether an urgent row waits."""
-        return any(group for key, group in self._groups.items() if key.urgent)
+        return self._rows[True] > 0
 
     @property
     def oldest(self) -> Entry[OwnerT] | None:
@@ -93,6 +95,8 @@ class RowQueue(Generic[OwnerT]):
             key = _Key(entry.urgent, entry.row.explain, entry.row.bucket)
             self._groups.setdefault(key, deque()).append((self._count, entry))
             self._count += 1
+            self._rows[key.urgent] += 1
+            self._tokens += key.bucket
 
     def take(self) -> tuple[list[Entry[OwnerT]], list[Entry[OwnerT]]]:
         """Removes the rows of the next batch.
@@ -145,4 +149,6 @@ class RowQueue(Generic[OwnerT]):
         return batch
 
     def _pop(self, key: _Key) -> Entry[OwnerT]:
+        self._rows[key.urgent] -= 1
+        self._tokens -= key.bucket
         return self._groups[key].popleft()[1]
