@@ -12,9 +12,9 @@ from service.lanes import Lane
 from service.rows import RowQueue
 from service.tickets import Task
 
-# Runs of which half come in a row, or their tokens where a run has more than usual: a quarter of a
-# second with the shipped bundle. With half as many the server answers about a hundredth less.
-_RUNS = 16
+# Runs of which half come in a row, or their tokens where a run has more than usual: half a second
+# with the shipped bundle. With half as many the server answers about a hundredth less.
+_RUNS = 32
 _USUAL = 512
 _TEXTS = 8  # fresh ones, that have their turn before the graph has another, where so many wait
 

@@ -87,16 +87,16 @@ def test_all_are_tokenised_and_half_of_what_waits_is_run_in_a_row(line):
 
 
 @pytest.mark.parametrize("ready", [0, 400])
-def test_no_more_than_eight_runs_come_in_a_row(line, ready):
+def test_no_more_than_sixteen_runs_come_in_a_row(line, ready):
     line.add_rows(ready)
     line.put(200)
     done = line.all_of_it()
     assert done.count("text") == 200
     assert done.count("words") == 200 + ready
     in_a_row = [len(list(same)) for kind, same in itertools.groupby(done) if kind == "run"]
-    assert max(in_a_row) == 8
-    if not ready:  # as many texts are tokenised as make sixteen runs, before others are
-        assert done.index("run") == 32
+    assert max(in_a_row) == 16
+    if not ready:  # as many texts are tokenised as make thirty-two runs, before others are
+        assert done.index("run") == 64
 
 
 def test_an_urgent_text_does_not_wait_for_runs_of_others(line):
@@ -127,8 +127,8 @@ def test_no_text_starves_beside_books(line, of_books, urgent):
         done.append(line.go_on())
     assert done.count("text") == 20
     first, last = done.index("text"), len(done) - done[::-1].index("text")
-    assert first <= 8
-    assert last <= 20 + 4 * 8 + 20
+    assert first <= 16
+    assert last <= 20 + 4 * 16 + 20
     assert "run" in done[:last] or urgent > of_books  # and the books have their turns
 
 
@@ -145,7 +145,7 @@ def test_a_turn_is_not_longer_where_a_run_has_more_tokens():
     texts.pop()
     assert turns.graph_is_next()
     texts.put(task, computed=True)
-    turns.ran(4096)
+    turns.ran(8192)
     assert not turns.graph_is_next()
 
 
