@@ -274,6 +274,6 @@ def _run_all(
 
 def _mean_logits(windows: Sequence[Outputs]) -> FloatArray:
     if len(windows) == 1:
-        return windows[0].logits.astype(np.float64)
+        return windows[0].logits.astype(np.float64) + 0.0  # -0.0 becomes 0.0, as in a mean
     stacked = np.stack([window.logits for window in windows])  # [windows, C]
     return np.asarray(stacked.mean(axis=0, dtype=np.float64))

@@ -1,7 +1,10 @@
 """Bytes on the socket that no client library sends, and in any order."""
 
 import json
+import logging
 import socket
+import struct
+import time
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -16,6 +19,11 @@ CHUNKED = (
 )
 MOST = 1 << 25  # bytes, more than sockets keep
 OFFER = {"connection": "upgrade, http2-settings", "upgrade": "h2c", "http2-settings": "AAMAAA"}
+
+
+UPGRADE = b"Connection: upgrade\r\nUpgrade: h2c\r\n"
+OFFERED, OFFERING = (head.replace(b"Host", UPGRADE + b"Host") for head in (LIVE, CHUNKED))
+ALIVE = (200, b'{"status":"live"}')
 
 
 @contextmanager
@@ -47,10 +55,11 @@ def read_answers(connection, count):
 
 
 def read_all(connection):
+    read: list[bytes] = []
     # Where bytes of ours are still on their way as it closes, that resets the connection.
     with suppress(ConnectionResetError):
-        return b"".join(iter(lambda: connection.recv(65536), b""))
-    return b""
+        read += iter(lambda: connection.recv(65536), b"")
+    return b"".join(read)
 
 
 def alive(live):
@@ -69,16 +78,27 @@ def test_garbage_is_answered(live):
     [
         b"GET /",
         b"GET / HTTP/1.1\r\nX: ",
+        b"GET / HTTP/1.1\r\n" + UPGRADE + b"X: ",
         b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1000,
         CHUNKED + b"1;",
+        OFFERING + b"1;",
         CHUNKED + b"1\r\n{\r\n0\r\nX: ",
+        OFFERING + b"1\r\n{\r\n0\r\nX: ",
         b"\r\n" * 1000,
     ],
-    ids=["path", "header", "headers", "chunk", "trailer", "nothing"],
+    ids=[
+        "path",
+        "header",
+        "header offering an upgrade",
+        "headers",
+        "chunk",
+        "chunk offering an upgrade",
+        "trailer",
+        "trailer offering an upgrade",
+        "nothing",
+    ],
 )
-@pytest.mark.parametrize("offer", [b"", b"Connection: upgrade\r\nUpgrade: h2c\r\n"])
-def test_what_has_no_end_is_refused(start, offer, live, wait_until):
-    start = start.replace(b"Host: x\r\n", b"Host: x\r\n" + offer)
+def test_what_has_no_end_is_refused(start, live, wait_until):
     more = start[-6:] * 1000 if start.endswith(b"\n") else b"a" * 6000
     with connected(live) as connection:
         with suppress(ConnectionResetError, BrokenPipeError):
@@ -100,13 +120,44 @@ def test_a_request_that_offers_an_upgrade_is_answered(size, live):
 
 def test_an_upgrade_offered_on_a_used_connection_without_a_body(live):
     with connected(live) as connection:
-        for request in (
-            LIVE,
-            LIVE.replace(b"\r\n\r\n", b"\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"),
-            LIVE,
-        ):
+        for request in (LIVE, OFFERED, LIVE):
             connection.sendall(request)
-            assert read_answers(connection, 1) == [(200, b'{"status":"live"}')]
+            assert read_answers(connection, 1) == [ALIVE]
+
+
+def test_an_upgrade_offered_behind_a_request_that_is_computed(serving, held):
+    """The connection goes on with another parser then, and with no timer of the first's."""
+    held.gate.clear()
+    live = serving(held)
+    live.server.config.timeout_keep_alive = 1
+    with connected(live) as connection:
+        connection.sendall(post("great") + post("bad", **OFFER) + LIVE)
+        assert held.entered.acquire(timeout=10)
+        held.gate.set()
+        assert [status for status, _ in read_answers(connection, 3)] == [200, 200, 200]
+        held.gate.clear()
+        connection.sendall(post("fine"))
+        assert held.entered.acquire(timeout=10)
+        time.sleep(1.5)
+        held.gate.set()
+        assert [status for status, _ in read_answers(connection, 1)] == [200]
+
+
+def test_an_upgrade_of_http_1_0_closes(live):
+    with connected(live) as connection:
+        connection.sendall(OFFERED.replace(b"1.1", b"1.0"))
+        assert read_all(connection).endswith(ALIVE[1])
+
+
+@pytest.mark.parametrize("head", [CHUNKED, OFFERING], ids=["plain", "upgrade"])
+def test_garbage_in_a_body_that_is_answered_already(head, live, caplog):
+    with connected(live) as connection:
+        connection.sendall(head.replace(b"application/json", b"text/plain"))
+        assert [status for status, _ in read_answers(connection, 1)] == [415]
+        connection.sendall(b"zz\r\n")
+        assert b"HTTP/1.1 200" not in read_all(connection)
+    assert not [one for one in caplog.records if one.levelno > logging.WARNING]
+    assert alive(live)
 
 
 def test_long_heads_and_many_small_chunks_are_welcome(live):
@@ -125,6 +176,14 @@ def test_trailers_are_passed_over(live):
         assert [status for status, _ in read_answers(connection, 2)] == [200, 200]
 
 
+def test_a_trailer_may_close(live):
+    body = b'{"text": "great"}'
+    end = b"0\r\nConnection: close\r\n\r\n"
+    with connected(live) as connection:
+        connection.sendall(CHUNKED + b"%x\r\n%s\r\n" % (len(body), body) + end + LIVE)
+        assert b"connection: close" in read_all(connection)
+
+
 @pytest.mark.parametrize("more", [{}, OFFER], ids=["plain", "upgrade"])
 def test_requests_that_do_not_wait_are_answered_in_order(more, live):
     texts = ["great", "awful " * 3000, "a", "fine " * 500, "bad"]
@@ -139,7 +198,7 @@ def test_thousands_of_requests_at_once(live):
     count = 3 * PIECE // len(LIVE)
     with connected(live) as connection:
         connection.sendall(LIVE * count)
-        assert read_answers(connection, count) == [(200, b'{"status":"live"}')] * count
+        assert read_answers(connection, count) == [ALIVE] * count
 
 
 def test_requests_without_end_wait_for_their_answers(serving, held):
@@ -174,7 +233,7 @@ def test_half_a_head_behind_a_request_that_is_computed(serving, held):
         held.gate.set()
         assert [status for status, _ in read_answers(connection, 2)] == [200, 200]
         connection.sendall(LIVE[half:])
-        assert read_answers(connection, 1) == [(200, b'{"status":"live"}')]
+        assert read_answers(connection, 1) == [ALIVE]
 
 
 def test_garbage_behind_a_request_is_answered_after_it(live):
@@ -184,6 +243,57 @@ def test_garbage_behind_a_request_is_answered_after_it(live):
         assert (first[0], second[0]) == (200, 400)
         assert read_all(connection) == b""
     assert alive(live)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        LIVE.replace(b"Host: x\r\n", b""),
+        LIVE.replace(b"Host: x\r\n", b"Host: x\r\nHost: x\r\n"),
+        LIVE.replace(b" HTTP/1.1", b""),
+        LIVE.replace(b"HTTP/1.1", b"HTTP/2.0"),
+        CHUNKED.replace(b"chunked", b"gzip, chunked"),
+        CHUNKED.replace(b"Host", b"Content-Length: 5\r\nHost"),
+    ],
+    ids=["no host", "two hosts", "0.9", "2.0", "gzip", "two lengths"],
+)
+def test_heads_that_are_refused(head, live):
+    with connected(live) as connection:
+        connection.sendall(head)
+        assert read_all(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_a_body_that_comes_after_its_answer(live):
+    """The type is refused before the body is read; what follows is a request of its own."""
+    request = post("great" * 30_000).replace(b"application/json", b"text/plain")
+    with connected(live) as connection:
+        connection.sendall(request[:2000])
+        assert [status for status, _ in read_answers(connection, 1)] == [415]
+        connection.sendall(request[2000:] + LIVE)
+        assert read_answers(connection, 1) == [ALIVE]
+
+
+@pytest.mark.parametrize("begun", [b"", LIVE[:9], LIVE, LIVE + b"\r\n"])
+def test_silence_ends_a_connection(begun, serving, tiny_explainer):
+    live = serving(tiny_explainer)
+    live.server.config.timeout_keep_alive = 1
+    with connected(live) as connection:
+        connection.sendall(begun)
+        answers = read_all(connection)
+    assert answers.count(b"HTTP/1.1 200") == begun.count(LIVE)
+
+
+def test_a_client_that_leaves_with_requests_sent_ahead(serving, tiny_explainer, caplog, wait_until):
+    live = serving(tiny_explainer)
+    head = CHUNKED.replace(b"/predict", b"/predict/stream")
+    head = head.replace(b"application/json", b"application/x-ndjson")
+    lines = b'{"text": "great"}\n' * 500
+    with connected(live) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(lines), lines) + LIVE)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    wait_until(lambda: not live.server.server_state.tasks)
+    assert not [one for one in caplog.records if one.levelno > logging.WARNING]
 
 
 def test_garbage_in_a_body_is_answered_at_once(live):

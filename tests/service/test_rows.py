@@ -109,6 +109,8 @@ def test_each_row_comes_once_and_in_its_turn(drawn, max_tokens):
     assert len(queue) == len(entries)
     left, seen = list(entries), []
     while len(queue):
+        assert queue.tokens == sum(one.row.bucket for one in left)
+        assert queue.urgent == any(one.urgent for one in left)
         batch, dropped = queue.take()
         assert all(one.owner.wanted for one in batch)
         assert not any(one.owner.wanted for one in dropped)
@@ -120,4 +122,5 @@ def test_each_row_comes_once_and_in_its_turn(drawn, max_tokens):
             assert batch[0] is oldest
         left = [one for one in left if one not in [*batch, *dropped]]
         seen += [*batch, *dropped]
+        assert len(queue) == len(left)
     assert len(seen) == len({id(one) for one in seen}) == len(entries)
