@@ -32,19 +32,6 @@ PAGES = {
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 TEXT = "\n".join(PAGES.values())
-# Of an earlier explainer, as the pages say.
-FORMER = {"movies_val.json"}
-# Measured with bundles that differ from those that ship in the number that hides pads and in what a
-# row of pads alone is divided by: 300 texts got the same answers from both, bit for bit.
-TWINS = {
-    "7113b739ddb4d6dcbd21187dbfa4ed78ef282a13d2c26a7fe2db1a1c84b96505": {"speed_fp32.json"},
-    "b5e38b408835d618208aa7c87e1676720a99eb4f5a4b6db0850c35eefa6dbcb4": {
-        "peers.json",
-        "speed.json",
-        "stream.json",
-    },
-    "fe061846c5e012632c967067d3f0fee3853d850fc00f2ce80aa95a2c3c0b6916": {"sst2_dev.json"},
-}
 TABLES: dict[str, Callable[[Any], str]] = {
     "speed.json": bench_to_markdown,
     "speed_fp32.json": bench_to_markdown,
@@ -122,12 +109,11 @@ def test_the_curve_marks_what_ships():
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_what_is_quoted_was_measured_with_what_ships(name):
-    """Unless it is said to be of an earlier one, which it then must be."""
+    """Bundles, or their graphs, that are in this repository."""
     shipped = [load(folder) for folder in (SHIPPED, SHIPPED_INT8)]
     known = {one.digest for one in shipped}
     known |= {sha256(one.model_bytes()).hexdigest() for one in shipped}
-    twin = name in TWINS.get(MEASURED[name], ())
-    assert twin or (MEASURED[name] in known) == (name not in FORMER)
+    assert MEASURED[name] in known
 
 
 def test_every_quoted_command_line_flag_exists():
