@@ -193,6 +193,9 @@ class _H11Protocol(H11Protocol):
         else:
             self.transport.close()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        pass  # clients offer it all day, and nobody here can do anything about it
+
 
 class _Flow(FlowControl):
     """Reads no more while the protocol must wait, even if a request asks for the rest of it."""

@@ -110,12 +110,13 @@ def test_what_has_no_end_is_refused(start, live, wait_until):
 
 
 @pytest.mark.parametrize("size", [5, 40_000])
-def test_a_request_that_offers_an_upgrade_is_answered(size, live):
+def test_a_request_that_offers_an_upgrade_is_answered(size, live, caplog):
     """As those of Java's clients and of `curl --http2` do."""
     for headers in (OFFER, OFFER, {}):
         body = json.dumps({"text": "great"}) + " " * size
         response = live.client.post("/predict", content=body, headers={**JSON, **headers})
         assert response.status_code == 200, response.text
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
 def test_an_upgrade_offered_on_a_used_connection_without_a_body(live):
