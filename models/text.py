@@ -297,7 +297,7 @@ def merge_outputs(
     pairs = zip(weights, label_probs, strict=True)
     both = [np.concatenate((one[:, np.newaxis], other), axis=1) for one, other in pairs]
     total, holders = _window_means(document, both)
-    if len(document.windows) == 1:
+    if len(document.windows) == 1:  # the same numbers, for most texts in four calls less
         return total[:, 0], total[:, 1:]
     means = total[:, 1:] / np.maximum(holders, 1)[:, np.newaxis]
     return total[:, 0] / len(document.windows), means
