@@ -20,6 +20,7 @@ from tests.bench.invariance import (
     of_explanation,
     texts_answered,
 )
+from tests.bench.latency import against_queue
 from tests.bench.load import (
     Answer,
     Load,
@@ -88,10 +89,28 @@ def test_the_simulated_queue_is_that_of_theory():
     assert waited == pytest.approx(1 + load / (2 * (1 - load)), rel=0.05)
 
 
+def test_ours_is_set_against_the_queue_and_against_one_that_has_our_python():
+    """Two texts at a time, alone in their batches; ours needs a second more than the graph."""
+    load = Load(
+        seconds=[2.0, 3.0], sent=[Sent(0, 0.0, 0.0, 2.0), Sent(1, 1.0, 1.0, 4.0)], refused=0
+    )
+    times = BatchTimes({8: {1: 1.0, 2: 1.5}})
+    found = against_queue(load, [[row(8)], [row(8)]], times, 8, 0.5)
+    assert found["simulated_p50_ms"] == found["simulated_p99_ms"] == 1000.0
+    assert found["p99_over_simulated"] == pytest.approx(2.99)
+    assert found["python_ms"] == 500.0
+    # The second comes when the first is half a second from done: 1.5 s and 2 s.
+    assert found["simulated_with_python_p99_ms"] == 1995.0
+    assert found["p99_over_simulated_with_python"] == pytest.approx(2.99 / 1.995, abs=0.01)
+    assert not {*against_queue(load, [[row(8)]], times, 8, None)} & {"python_ms"}
+    assert against_queue(Load(refused=2), [[row(8)]], times, 8, 0.5) == {}
+
+
 def test_batch_times_lie_between_those_that_were_measured():
     times = BatchTimes({8: {4: 0.4, 1: 0.1, 2: 0.3}})
     assert [round(times(rows, 8), 9) for rows in (1, 2, 3, 4)] == [0.1, 0.3, 0.35, 0.4]
     assert times.to_dict() == {"8": {"1": 100.0, "2": 300.0, "4": 400.0}}
+    assert times.each(8) == 0.1
     with pytest.raises(ValueError, match="no time was measured for 5 rows of 8 tokens"):
         times(5, 8)
     with pytest.raises(ValueError, match="1 rows of 16 tokens"):
@@ -419,6 +438,7 @@ def test_a_process_that_ended_has_no_memory():
 def test_the_table_of_the_service_under_load():
     counts = {"answered": 990, "refused": 10}
     load = {"p99_ms": 90.0, "p99_over_simulated": 1.5, "p99_over_idle_p50": 3.0, **counts}
+    short = {**load, "p99_over_simulated_with_python": 1.25}
     rates = {"raw_texts_per_second": 40.0, "http_texts_per_second": 38.0, "share": 0.95}
     result = {
         "idle": {"http_ms": 9.04, "overhead_ms": 1.25, "answered": 300, "refused": 0},
@@ -426,7 +446,7 @@ def test_the_table_of_the_service_under_load():
         "batch_of_32_at_24_tokens": {**rates, "answered": 900, "refused": 100},
         "load_70_constant": load,
         "load_70_poisson": load,
-        "load_70_constant_one_length": {"24": load},
+        "load_70_constant_one_length": {"24": short},
         "load_200": {"goodput": 0.93, "answered": 1_000, "refused": 1_234},
         "padding": {"share_of_tokens": 0.079},
     }
@@ -443,7 +463,8 @@ def test_the_table_of_the_service_under_load():
         "| 99th percentile at 70 % load, Poisson | 90 ms "
         "| 1.50 times the simulated queue's, 3.0 times the idle median | 10 of 1,000 |",
         "| 99th percentile at 70 % load, constant, all of 24 tokens | 90 ms "
-        "| 1.50 times the simulated queue's, 3.0 times the idle median | 10 of 1,000 |",
+        "| 1.50 times the simulated queue's (1.25 with Python), 3.0 times the idle median "
+        "| 10 of 1,000 |",
         "| twice the load | 0.93 of the maximum answered | 1 | 1,234 of 2,234 |",
         "| padding | 7.9% of the computed tokens | - | - |",
     ]

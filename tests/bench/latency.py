@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.answer import Row, answer_flow
 from models.explainer import Explainer
@@ -34,24 +35,51 @@ def summary(load: Load, idle: float | None) -> dict[str, Any]:
 
 
 def against_queue(
-    load: Load, rows: Sequence[Sequence[Row]], times: BatchTimes, max_tokens: int
+    load: Load,
+    rows: Sequence[Sequence[Row]],
+    times: BatchTimes,
+    max_tokens: int,
+    cost: float | None,
 ) -> dict[str, Any]:
-    """The same arrivals in the simulated queue: its latencies, and ours over them."""
+    """The same arrivals in the simulated queue: its latencies, and ours over them.
+
+    Args:
+        load: what a clock gave.
+        rows: of each of its texts.
+        times: of batches.
+        max_tokens: padded tokens in a batch.
+        cost: seconds that each text takes the server beside the graph when it is busiest. A second
+            queue takes as long, too: what the server needs beyond that one is owed to the order in
+            which it does things, and to Python being dearer where less waits. None knows no cost.
+    """
     sent = sorted((one for one in load.sent if one.answered is not None), key=lambda one: one.sent)
     if not sent:
         return {}
-    done = simulate(
-        [one.sent for one in sent],
-        [rows[one.number % len(rows)] for one in sent],
-        times,
-        max_tokens,
-    )
-    waited = 1e3 * (done - np.array([one.due for one in sent]))
-    p99 = float(np.quantile(waited, 0.99))
-    return {
-        "simulated_p50_ms": round(float(np.median(waited)), 1),
+    arrived = [one.sent for one in sent]
+    due = np.array([one.due for one in sent])
+    texts = [rows[one.number % len(rows)] for one in sent]
+
+    def waited(each: float) -> npt.NDArray[np.float64]:
+        def service(count: int, length: int) -> float:
+            return times(count, length) + each * count
+
+        return 1e3 * (simulate(arrived, texts, service, max_tokens) - due)
+
+    alone = waited(0.0)
+    p99 = float(np.quantile(alone, 0.99))
+    found = {
+        "simulated_p50_ms": round(float(np.median(alone)), 1),
         "simulated_p99_ms": round(p99, 1),
         "p99_over_simulated": ratio(load.quantile(0.99), p99, 2),
+    }
+    if cost is None:
+        return found
+    each = max(0.0, cost) * len(texts) / sum(map(len, texts))  # of a row
+    p99 = float(np.quantile(waited(each), 0.99))
+    return found | {
+        "python_ms": round(1e3 * cost, 3),
+        "simulated_with_python_p99_ms": round(p99, 1),
+        "p99_over_simulated_with_python": ratio(load.quantile(0.99), p99, 2),
     }
 
 
@@ -84,4 +112,6 @@ async def alike(
     found = await arrivals(port, requests, due.tolist())
     told = {"texts_per_second": round(busy.rate, 1), **summary(found, idle)}
     rows = [first_rows(explainer, text) for text in texts]
-    return told | against_queue(found, rows, times, explainer.session.batch_tokens)
+    most = explainer.session.batch_tokens
+    cost = 1 / busy.rate - times.each(rows[0][0].bucket) if busy.rate else None
+    return told | against_queue(found, rows, times, most, cost)

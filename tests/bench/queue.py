@@ -98,6 +98,11 @@ class BatchTimes:
             raise ValueError(f"no time was measured for {rows} rows of {length} tokens")
         return float(np.interp(rows, [*known], [*known.values()]))
 
+    def each(self, length: int) -> float:
+        """Seconds of each row in the largest batch of a length that was measured."""
+        rows, seconds = [*self.measured[length].items()][-1]
+        return seconds / rows
+
     def to_dict(self) -> dict[str, dict[str, float]]:
         """The JSON form, in milliseconds."""
         return {

@@ -78,11 +78,15 @@ def test_a_text_alone_goes_its_way(line):
     assert line.all_of_it() == ["text", "run", "words"]
 
 
-def test_all_are_tokenised_and_half_of_what_waits_is_run_in_a_row(line):
-    line.put(16)
-    # Two rows a run: of 16 the first 8, of 8 the first 4, of 4 the first 2, and so on.
-    whole = [("text", 16), ("run", 4), ("words", 8), ("run", 2), ("words", 4)]
-    whole += [("run", 1), ("words", 2)] * 2
+@pytest.mark.parametrize("urgent", [True, False], ids=["sentences", "items"])
+def test_all_are_tokenised_and_half_of_what_waits_is_run_in_a_row(line, urgent):
+    line.put(32, urgent=urgent)
+    # Two rows a run: of 32 the first 16, of 16 the first 8.
+    whole = [("text", 32), ("run", 8), ("words", 16), ("run", 4), ("words", 8)]
+    if urgent:  # fewer than half where fewer wait: of 8 the first 2, of 6 the first 2, and so on
+        whole += [("run", 1), ("words", 2)] * 4
+    else:
+        whole += [("run", 2), ("words", 4)] + [("run", 1), ("words", 2)] * 2
     assert line.all_of_it() == [kind for kind, count in whole for _ in range(count)]
 
 
