@@ -66,7 +66,7 @@ class RowQueue(Generic[OwnerT]):
         self._groups: dict[_Key, deque[tuple[int, Entry[OwnerT]]]] = {}
         self._count = 0  # of all that ever came: their ages
         self._rows = {True: 0, False: 0}  # that wait, urgent and not
-        self._tokens = 0
+        self._tokens = {True: 0, False: 0}  # of those
         self._owed = 0.0  # tokens of background work
         self._dropped: list[Entry[OwnerT]] = []
 
@@ -76,12 +76,12 @@ class RowQueue(Generic[OwnerT]):
     @property
     def tokens(self) -> int:
         """Padded tokens of all rows."""
-        return self._tokens
+        return self._tokens[True] + self._tokens[False]
 
     @property
-    def urgent(self) -> bool:
-        """Whether an urgent row waits."""
-        return self._rows[True] > 0
+    def urgent_tokens(self) -> int:
+        """Padded tokens of the urgent rows; 0 where there are none."""
+        return self._tokens[True]
 
     @property
     def oldest(self) -> Entry[OwnerT] | None:
@@ -96,7 +96,7 @@ class RowQueue(Generic[OwnerT]):
             self._groups.setdefault(key, deque()).append((self._count, entry))
             self._count += 1
             self._rows[key.urgent] += 1
-            self._tokens += key.bucket
+            self._tokens[key.urgent] += key.bucket
 
     def take(self) -> tuple[list[Entry[OwnerT]], list[Entry[OwnerT]]]:
         """Removes the rows of the next batch.
@@ -150,5 +150,5 @@ class RowQueue(Generic[OwnerT]):
 
     def _pop(self, key: _Key) -> Entry[OwnerT]:
         self._rows[key.urgent] -= 1
-        self._tokens -= key.bucket
+        self._tokens[key.urgent] -= key.bucket
         return self._groups[key].popleft()[1]

@@ -20,7 +20,7 @@ from tests.bench.invariance import (
     of_explanation,
     texts_answered,
 )
-from tests.bench.latency import against_queue
+from tests.bench.latency import against_queue, beside_graph
 from tests.bench.load import (
     Answer,
     Load,
@@ -90,19 +90,29 @@ def test_the_simulated_queue_is_that_of_theory():
 
 
 def test_ours_is_set_against_the_queue_and_against_one_that_has_our_python():
-    """Two texts at a time, alone in their batches; ours needs a second more than the graph."""
-    load = Load(
-        seconds=[2.0, 3.0], sent=[Sent(0, 0.0, 0.0, 2.0), Sent(1, 1.0, 1.0, 4.0)], refused=0
-    )
+    """Two texts come together, one of two rows: a batch of two, and one that is left."""
+    load = Load(seconds=[3.0, 4.0], sent=[Sent(0, 0.0, 0.0, 3.0), Sent(1, 0.0, 0.0, 4.0)])
     times = BatchTimes({8: {1: 1.0, 2: 1.5}})
-    found = against_queue(load, [[row(8)], [row(8)]], times, 8, 0.5)
-    assert found["simulated_p50_ms"] == found["simulated_p99_ms"] == 1000.0
-    assert found["p99_over_simulated"] == pytest.approx(2.99)
-    assert found["python_ms"] == 500.0
-    # The second comes when the first is half a second from done: 1.5 s and 2 s.
-    assert found["simulated_with_python_p99_ms"] == 1995.0
-    assert found["p99_over_simulated_with_python"] == pytest.approx(2.99 / 1.995, abs=0.01)
-    assert not {*against_queue(load, [[row(8)]], times, 8, None)} & {"python_ms"}
+    texts = [[row(8)], [row(8), row(8)]]
+    # At best .75 s for each of three rows: 1.125 s a text. At .5 texts a second, .875 s are left,
+    # which are .5833 s of a row.
+    assert beside_graph(texts, times, 0.5) == pytest.approx(0.875)
+    found = against_queue(load, texts, times, 16, 0.5)
+    assert found["simulated_p50_ms"] == 2000.0  # of 1.5 s and 2.5 s
+    assert found["simulated_p99_ms"] == 2490.0
+    assert found["p99_over_simulated"] == pytest.approx(3.99 / 2.49, abs=0.005)
+    assert found["beside_graph_ms"] == 875.0
+    late = 1.5 + 2 * 0.58333, 2.5 + 3 * 0.58333
+    p99 = late[0] + 0.99 * (late[1] - late[0])
+    assert found["simulated_with_python_p99_ms"] == pytest.approx(1e3 * p99, abs=0.1)
+    assert found["p99_over_simulated_with_python"] == pytest.approx(3.99 / p99, abs=0.005)
+
+
+def test_a_server_that_needs_no_time_beside_the_graph_has_one_queue_only():
+    load = Load(seconds=[2.0], sent=[Sent(0, 0.0, 0.0, 2.0)])
+    times = BatchTimes({8: {1: 1.0}})
+    for rate in (0.0, 1.0, 2.0):
+        assert "beside_graph_ms" not in against_queue(load, [[row(8)]], times, 8, rate)
     assert against_queue(Load(refused=2), [[row(8)]], times, 8, 0.5) == {}
 
 
@@ -111,6 +121,7 @@ def test_batch_times_lie_between_those_that_were_measured():
     assert [round(times(rows, 8), 9) for rows in (1, 2, 3, 4)] == [0.1, 0.3, 0.35, 0.4]
     assert times.to_dict() == {"8": {"1": 100.0, "2": 300.0, "4": 400.0}}
     assert times.each(8) == 0.1
+    assert BatchTimes({8: {1: 1.0, 2: 1.5}}).each(8) == 0.75
     with pytest.raises(ValueError, match="no time was measured for 5 rows of 8 tokens"):
         times(5, 8)
     with pytest.raises(ValueError, match="1 rows of 16 tokens"):

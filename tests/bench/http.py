@@ -139,10 +139,10 @@ async def measure(bench: Bench) -> dict[str, Any]:
     say("one request at a time")
     idle = await idle_cost(bench)
     say("all connections busy")
-    mixed, cost = await throughput(bench, single, bench.texts, 1)
+    mixed = await throughput(bench, single, bench.texts, 1)
     say("batches of short texts")
-    batched, _ = await throughput(bench, batch, [SHORT] * 512, BATCH)
-    loads = await clocks(bench, single, cost)
+    batched = await throughput(bench, batch, [SHORT] * 512, BATCH)
+    loads = await clocks(bench, single)
     return {
         "idle": idle,
         "mixed": mixed,
@@ -152,13 +152,12 @@ async def measure(bench: Bench) -> dict[str, Any]:
     }
 
 
-async def clocks(bench: Bench, single: Sequence[bytes], cost: float | None) -> dict[str, Any]:
+async def clocks(bench: Bench, single: Sequence[bytes]) -> dict[str, Any]:
     """Requests that arrive by a clock: mixed texts at 70 % and 200 %, texts of one length at 70 %.
 
     Args:
         bench: see `Bench`.
         single: a request for each of the mixed texts.
-        cost: seconds that the server takes for one of them beside the graph.
     """
     say("batch times, for the simulated queue")
     texts = {tokens: texts_of(bench.explainer, tokens, ALIKE, seed=0) for tokens in LENGTHS}
@@ -183,7 +182,7 @@ async def clocks(bench: Bench, single: Sequence[bytes], cost: float | None) -> d
         loads[name] = summary(found, alone)
         if share < 1:
             most = bench.explainer.session.batch_tokens
-            loads[name] |= against_queue(found, rows, times, most, cost)
+            loads[name] |= against_queue(found, rows, times, most, rate)
         else:
             after = (await flood(bench.port, single, bench.seconds)).rate
             loads[name] |= {"goodput": ratio(found.rate, (rate + after) / 2, 3)}
@@ -251,7 +250,7 @@ async def idle_cost(bench: Bench) -> dict[str, Any]:
 
 async def throughput(
     bench: Bench, requests: Sequence[bytes], texts: Sequence[str], each: int
-) -> tuple[dict[str, Any], float | None]:
+) -> dict[str, Any]:
     """Texts a second of the server and of a bare loop, in turns.
 
     Args:
@@ -262,8 +261,7 @@ async def throughput(
 
     Returns:
         Medians over the passes with their quartiles, the share of one in the other (pass by pass)
-        and how many requests were answered and refused in all passes; and the seconds that a text
-        takes the server beyond the loop, None where it answered none.
+        and how many requests were answered and refused in all passes.
     """
     raw, http, counts = [], [], Counter[str]()
     connections = 64 if each == 1 else 4
@@ -282,8 +280,7 @@ async def throughput(
         found[f"{name}_quartiles"] = [round(values[0], 1), round(values[2], 1)]
     found |= {"share": round(shares[1], 3), "share_quartiles": [round(shares[0], 3),
                                                                  round(shares[2], 3)]}  # fmt: skip
-    beyond = [1 / ours - 1 / bare for ours, bare in zip(http, raw, strict=True) if ours]
-    return found, float(np.median(beyond)) if beyond else None
+    return found
 
 
 def raw_rate(explainer: Explainer, texts: Sequence[str]) -> float:

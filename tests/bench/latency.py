@@ -39,7 +39,7 @@ def against_queue(
     rows: Sequence[Sequence[Row]],
     times: BatchTimes,
     max_tokens: int,
-    cost: float | None,
+    rate: float,
 ) -> dict[str, Any]:
     """The same arrivals in the simulated queue: its latencies, and ours over them.
 
@@ -48,9 +48,10 @@ def against_queue(
         rows: of each of its texts.
         times: of batches.
         max_tokens: padded tokens in a batch.
-        cost: seconds that each text takes the server beside the graph when it is busiest. A second
-            queue takes as long, too: what the server needs beyond that one is owed to the order in
-            which it does things, and to Python being dearer where less waits. None knows no cost.
+        rate: texts a second that the server answers when it is busiest. What a text takes it beside
+            the graph then, tokenising and all, takes it in a second queue, too: what the server
+            needs beyond that one is owed to the order in which it does things, and to Python being
+            dearer where less waits.
     """
     sent = sorted((one for one in load.sent if one.answered is not None), key=lambda one: one.sent)
     if not sent:
@@ -72,15 +73,31 @@ def against_queue(
         "simulated_p99_ms": round(p99, 1),
         "p99_over_simulated": ratio(load.quantile(0.99), p99, 2),
     }
+    cost = beside_graph(rows, times, rate)
     if cost is None:
         return found
-    each = max(0.0, cost) * len(texts) / sum(map(len, texts))  # of a row
-    p99 = float(np.quantile(waited(each), 0.99))
+    p99 = float(np.quantile(waited(cost * len(texts) / sum(map(len, texts))), 0.99))
     return found | {
-        "python_ms": round(1e3 * cost, 3),
+        "beside_graph_ms": round(1e3 * cost, 3),
         "simulated_with_python_p99_ms": round(p99, 1),
         "p99_over_simulated_with_python": ratio(load.quantile(0.99), p99, 2),
     }
+
+
+def beside_graph(rows: Sequence[Sequence[Row]], times: BatchTimes, rate: float) -> float | None:
+    """Seconds of a text that the graph does not account for.
+
+    Args:
+        rows: of each text.
+        times: of batches.
+        rate: texts a second at full load.
+
+    Returns:
+        None where none are left, as where the server's threads do both at a time.
+    """
+    graph = sum(times.each(row.bucket) for several in rows for row in several) / len(rows)
+    beside = 1 / rate - graph if rate else 0.0
+    return beside if beside > 0 else None
 
 
 async def alike(
@@ -112,6 +129,4 @@ async def alike(
     found = await arrivals(port, requests, due.tolist())
     told = {"texts_per_second": round(busy.rate, 1), **summary(found, idle)}
     rows = [first_rows(explainer, text) for text in texts]
-    most = explainer.session.batch_tokens
-    cost = 1 / busy.rate - times.each(rows[0][0].bucket) if busy.rate else None
-    return told | against_queue(found, rows, times, most, cost)
+    return told | against_queue(found, rows, times, explainer.session.batch_tokens, busy.rate)

@@ -99,9 +99,9 @@ class BatchTimes:
         return float(np.interp(rows, [*known], [*known.values()]))
 
     def each(self, length: int) -> float:
-        """Seconds of each row in the largest batch of a length that was measured."""
-        rows, seconds = [*self.measured[length].items()][-1]
-        return seconds / rows
+        """Seconds of a row in the largest batch of its length that was measured."""
+        rows = max(self.measured[length])
+        return self.measured[length][rows] / rows
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """The JSON form, in milliseconds."""

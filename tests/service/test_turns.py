@@ -79,7 +79,7 @@ def test_a_text_alone_goes_its_way(line):
 
 
 @pytest.mark.parametrize("urgent", [True, False], ids=["sentences", "items"])
-def test_all_are_tokenised_and_half_of_what_waits_is_run_in_a_row(line, urgent):
+def test_all_are_tokenised_and_up_to_half_of_what_waits_is_run_in_a_row(line, urgent):
     line.put(32, urgent=urgent)
     # Two rows a run: of 32 the first 16, of 16 the first 8.
     whole = [("text", 32), ("run", 8), ("words", 16), ("run", 4), ("words", 8)]
@@ -88,6 +88,13 @@ def test_all_are_tokenised_and_half_of_what_waits_is_run_in_a_row(line, urgent):
     else:
         whole += [("run", 2), ("words", 4)] + [("run", 1), ("words", 2)] * 2
     assert line.all_of_it() == [kind for kind, count in whole for _ in range(count)]
+
+
+def test_few_urgent_texts_are_answered_soon_whatever_waits_beside_them(line):
+    line.add_rows(40, urgent=False)
+    line.put(6)
+    line.turns.graph_is_next()
+    assert line.all_of_it()[:9] == ["text"] * 6 + ["run"] + ["words"] * 2
 
 
 @pytest.mark.parametrize("ready", [0, 400])

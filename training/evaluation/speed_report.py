@@ -96,7 +96,7 @@ def serving_to_markdown(result: Mapping[str, Any]) -> str:
 
 def _latency(name: str, found: Mapping[str, Any]) -> list[str]:
     queue = _shown(found, "p99_over_simulated", "{:.2f} times the simulated queue's")
-    if "p99_over_simulated_with_python" in found:
+    if found.get("p99_over_simulated_with_python") is not None:
         queue += _shown(found, "p99_over_simulated_with_python", " ({:.2f} with Python)")
     idle = _shown(found, "p99_over_idle_p50", "{:.1f} times the idle median")
     p99 = _shown(found, "p99_ms", "{:,.0f} ms")
