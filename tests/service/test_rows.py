@@ -110,7 +110,6 @@ def test_each_row_comes_once_and_in_its_turn(drawn, max_tokens):
     left, seen = list(entries), []
     while len(queue):
         assert queue.tokens == sum(one.row.bucket for one in left)
-        assert queue.tokens == sum(one.row.bucket for one in left)
         assert queue.urgent_tokens == sum(one.row.bucket for one in left if one.urgent)
         batch, dropped = queue.take()
         assert all(one.owner.wanted for one in batch)

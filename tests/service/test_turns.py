@@ -93,7 +93,6 @@ def test_all_are_tokenised_and_up_to_half_of_what_waits_is_run_in_a_row(line, ur
 def test_few_urgent_texts_are_answered_soon_whatever_waits_beside_them(line):
     line.add_rows(40, urgent=False)
     line.put(6)
-    line.turns.graph_is_next()
     assert line.all_of_it()[:9] == ["text"] * 6 + ["run"] + ["words"] * 2
 
 
