@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from models.explainer import Explainer
 from service import errors, logs, static
 from service.backend import Backend
-from service.middleware import AccessLog, BodyLimit, LastResort, SecurityHeaders
+from service.middleware import BodyLimit, Envelope
 from service.routes import Predictions, build_router
 from service.schemas import RequestModels, request_models
 from service.server import listen, serve
@@ -116,9 +116,7 @@ def create_app(settings: Settings | None = None, explainer: Explainer | None = N
     # The last one added is the first to see a request.
     limit = settings.max_body_bytes
     app.add_middleware(BodyLimit, max_bytes=limit, unbounded={"/predict/stream"})
-    app.add_middleware(LastResort)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(AccessLog, metrics=backend.metrics)
+    app.add_middleware(Envelope, metrics=backend.metrics, lines=logs.AccessLines())
     if tracing is not None:
         tracing.install(app)
     return app

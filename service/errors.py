@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_FAULTS = 20  # a body of a million wrong fields must not become an answer of a million lines
@@ -69,20 +69,21 @@ class Problem(Exception):  # noqa: N818 - the RFC's word
 
     def body(self) -> dict[str, Any]:
         """The JSON object of RFC 9457."""
-        body = ProblemBody(
+        return self._body().model_dump(exclude_none=True)
+
+    def response(self) -> Response:
+        """The HTTP response."""
+        body = self._body().model_dump_json(exclude_none=True)
+        return Response(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
+
+    def _body(self) -> ProblemBody:
+        return ProblemBody(
             type=f"urn:l2e:problem:{self.kind}",
             title=self.title,
             status=self.status,
             detail=self.detail,
             instance=self.instance,
             errors=list(self.faults) or None,
-        )
-        return body.model_dump(exclude_none=True)
-
-    def response(self) -> Response:
-        """The HTTP response."""
-        return JSONResponse(
-            self.body(), self.status, headers=dict(self.headers), media_type=MEDIA_TYPE
         )
 
 

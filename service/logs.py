@@ -1,19 +1,28 @@
 """Log lines, for people or for machines; in neither form is there ever a text."""
 
+import asyncio
 import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from contextvars import ContextVar
-from typing import Literal
+from collections.abc import Callable, Mapping
+from contextvars import Context, ContextVar
+from typing import Any, Literal, TypeVarTuple
+
+from service.deferred import Deferred
+
+_MOST = 32  # lines that wait
+_SECONDS = 1.0  # that they wait at most
 
 # The ids of the request's span where requests are traced, see `service.tracing`.
 TRACE: ContextVar[Mapping[str, str] | None] = ContextVar("trace", default=None)
 
+Ts = TypeVarTuple("Ts")
+_access = logging.getLogger("l2e.access")
+
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, ids, and a request's fields or the message."""
+    """One JSON object a line: time, level, logger, then a request's fields, or ids and message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -22,10 +31,60 @@ class JsonFormatter(logging.Formatter):
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            **(TRACE.get() or {}),
         }
         fields = getattr(record, "fields", None)
-        return json.dumps(line | (fields or {"message": record.getMessage()}))
+        if fields is None:
+            fields = {**(TRACE.get() or {}), "message": record.getMessage()}
+        return json.dumps(line | fields)
+
+
+class AccessLines:
+    """Lines about requests, written when the server has time, or many together.
+
+    When nobody else is being answered that is as soon as the answer has left, else with the 32nd
+    line or a second later, whichever comes first. Of one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._lines = Deferred(_MOST)
+        self._open = 0  # requests
+        self._timer: asyncio.Handle | None = None
+
+    def begin(self) -> None:
+        """Notes that a request is being answered."""
+        self._open += 1
+
+    def end(self, write: Callable[[*Ts], None], *line: *Ts) -> None:
+        """Notes that one has been answered.
+
+        Args:
+            write: writes its line, by `write_access`.
+            line: what `write` needs.
+        """
+        self._open -= 1
+        self._lines.add(write, *line)
+        loop = asyncio.get_running_loop()
+        if not self._open:
+            # Not before what the loop has to send by now.
+            loop.call_soon(self.flush, context=Context())
+        elif self._timer is None:
+            self._timer = loop.call_later(_SECONDS, self.flush, context=Context())
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._lines.make()
+
+
+def write_access(when: float, message: str, fields: Mapping[str, Any]) -> None:
+    """Writes a line about a request that was answered at `when`, of `time.time()`."""
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    times = {"created": when, "msecs": 1000 * (when % 1)}
+    shown = {"name": _access.name, "levelno": logging.INFO, "levelname": "INFO", "msg": message}
+    _access.handle(logging.makeLogRecord(shown | times | {"fields": fields}))
 
 
 def set_up(form: Literal["text", "json"]) -> None:

@@ -1,19 +1,20 @@
-"""What every request passes, as plain ASGI: log line, headers, last resort, body limit.
+"""What every request passes, as plain ASGI: log line, headers, last resort, and body limit.
 
 None of it is built on Starlette's BaseHTTPMiddleware, which hides from the routes that a
 client left.
 """
 
-import logging
 import random
 import re
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from typing import NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import errors
+from service import errors, logs
+from service.logs import AccessLines
 from service.metrics import Metrics
 
 # Keys of the scope.
@@ -36,26 +37,29 @@ _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 
-_access = logging.getLogger("l2e.access")
-_log = logging.getLogger("l2e.service")
 
+class Envelope:
+    """What is around every answer: a log line, a count, headers, and a 500 where nobody answered.
 
-class AccessLog:
-    """One line and one count a request, and headers that say what it was and how long it took.
-
-    The route is the pattern that matched, never the path or query, which may hold a text. The
-    request id is the one that came, if it is a UUID or 32 hexadecimal digits, else a new one.
-    Routes put the seconds of a request's stages under `STAGES` into the scope.
+    The headers say which request it was and how long it took, tell browsers what the page may do,
+    and caches to keep nothing. The route is the pattern that matched, never the path or query,
+    which may hold a text. The request id is the one that came, if it is a UUID or 32 hexadecimal
+    digits, else a new one. Routes put the seconds of a request's stages under `STAGES` into the
+    scope. The 500 is ours because the server would log what nobody caught with its message.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, lines: AccessLines) -> None:
         self.app = app
         self.metrics = metrics
+        self.lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on and logs how it went."""
+        """Passes the request on and notes how it went."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.lines.flush()  # the server ends
             return
         start = time.perf_counter()
         status = sent = 0
@@ -65,90 +69,70 @@ class AccessLog:
         identity = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope[REQUEST_ID] = identity
 
-        async def count(message: Message) -> None:
+        async def pass_on(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                stages = scope.get(STAGES, {}) | {"total": time.perf_counter() - start}
-                timing = ", ".join(
-                    [f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in stages.items()]
-                )
+                timing = _timing(scope.get(STAGES, {}), time.perf_counter() - start)
                 # Added as they are sent; no route sets any of these, or it would be there twice.
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", identity.encode()),
-                    (b"server-timing", timing.encode()),
-                ]
+                ours = [(b"x-request-id", identity.encode()), (b"server-timing", timing)]
+                message["headers"] = _with_security([*message["headers"], *ours])
             sent += len(message.get("body", b""))
             await send(message)
 
+        self.lines.begin()
         try:
-            await self.app(scope, receive, count)
+            await self.app(scope, receive, pass_on)
+        except Exception as error:  # noqa: BLE001 - the last resort
+            problem = errors.internal(error)
+            if not status:
+                await problem.response()(scope, receive, pass_on)
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(scope.get("route"), "path", "-")
             seconds = time.perf_counter() - start
             self.metrics.answered(route, method, status, seconds)
-            fields = {
-                "request": identity,
-                "method": method,
-                "route": route,
-                "status": status,
-                "bytes": sent,
-                "ms": round(1000 * seconds, 1),
-                **{
-                    f"{stage}_ms": round(1000 * spent, 2)
-                    for stage, spent in scope.get(STAGES, {}).items()
-                },
-            }
-            shown = (method, route, status, sent, 1000 * seconds)
-            _access.info("%s %s %d %dB %.1fms", *shown, extra={"fields": fields})
+            request = _Answered(time.time(), identity, method, route, status, sent, seconds)
+            self.lines.end(_write, request, scope.get(STAGES, {}), logs.TRACE.get() or {})
 
 
-class SecurityHeaders:
-    """Tells browsers what the page may do, and caches to keep nothing."""
+class _Answered(NamedTuple):
+    """What is known of a request in the end."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on and adds the headers to its answer."""
-
-        async def add(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message["headers"], *_SECURITY_HEADERS]
-                if not any(name == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-                message["headers"] = headers
-            await send(message)
-
-        await self.app(scope, receive, add if scope["type"] == "http" else send)
+    when: float
+    identity: str
+    method: str
+    route: str
+    status: int
+    sent: int
+    seconds: float
 
 
-class LastResort:
-    """Turns what nobody caught into a 500 before the server logs it with its message."""
+def _write(request: _Answered, stages: Mapping[str, float], trace: Mapping[str, str]) -> None:
+    ms = 1000 * request.seconds
+    fields = {
+        **trace,
+        "request": request.identity,
+        "method": request.method,
+        "route": request.route,
+        "status": request.status,
+        "bytes": request.sent,
+        "ms": round(ms, 1),
+        **{f"{stage}_ms": round(1000 * seconds, 2) for stage, seconds in stages.items()},
+    }
+    what = f"{request.method} {request.route} {request.status} {request.sent}B {ms:.1f}ms"
+    logs.write_access(request.when, what, fields)
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on and answers for it when it fails."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = False
+def _timing(stages: Mapping[str, float], total: float) -> bytes:
+    shown = [*stages.items(), ("total", total)]
+    return ", ".join([f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in shown]).encode()
 
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
 
-        try:
-            await self.app(scope, receive, watch)
-        except Exception as error:  # noqa: BLE001 - the last resort
-            problem = errors.internal(error)
-            if not started:
-                await problem.response()(scope, receive, send)
+def _with_security(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    if b"cache-control" not in [name for name, _ in headers]:
+        headers.append((b"cache-control", b"no-store"))
+    return headers + _SECURITY_HEADERS
 
 
 class BodyLimit:

@@ -6,7 +6,7 @@ heads by itself, stops at the end of each request, and ignores offers to speak a
 
 from __future__ import annotations
 
-from asyncio import Transport
+from asyncio import AbstractEventLoop, Transport
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -16,6 +16,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from service.requests import GONE
 
 MAX_HEAD = 1 << 16  # bytes; of a chunk's head and of trailers likewise
 PIECE = 1 << 12  # bytes that are parsed at a time
@@ -48,6 +50,8 @@ class Protocol(HttpToolsProtocol):
         """Somebody is there."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self)
+        self._output = _Output(transport, self.loop)
+        self._gone = self.loop.create_future()
         self._parse()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -57,6 +61,8 @@ class Protocol(HttpToolsProtocol):
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
+        if not self._gone.done():
+            self._gone.set_result(None)
         self.pipeline.clear()
         self._rest, self._end = b"", None
 
@@ -108,6 +114,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The application has answered."""
+        self._output.flush()
         super().on_response_complete()
         if not self.transport.is_closing():
             self._parse()
@@ -123,6 +130,8 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.transport = cast("Transport", self._output)
+        cast("dict[str, Any]", cycle.scope)[GONE] = self._gone
         super()._start_asgi_task(cycle, app)
 
     def _parse(self) -> None:
@@ -151,6 +160,9 @@ class Protocol(HttpToolsProtocol):
             end()
         elif self.must_wait:
             self.flow.pause_reading()
+        elif not answered and not self.cycle.more_body:
+            # Nobody asks for more of a body that is whole, but a departure is to be noticed.
+            self.flow.resume_reading()
         elif answered and self.timeout_keep_alive_task is None:  # in the middle of a head, too
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -176,6 +188,45 @@ class Protocol(HttpToolsProtocol):
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
         protocol.data_received(b"\r\n".join([*lines, b"", rest]))
+
+
+class _Output:
+    """What an answer is written to: the connection, which gets two pieces at a time.
+
+    So a head leaves together with the body, which comes at once as a rule; on a busy core each
+    write takes as long as half of the parsing. Nothing is kept beyond the loop's turn.
+
+    Args:
+        transport: of the connection.
+        loop: that it belongs to.
+    """
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._kept = b""
+
+    def write(self, data: bytes) -> None:
+        """Sends what was kept together with this, or keeps it until the loop goes on."""
+        if self._kept:
+            kept, self._kept = self._kept, b""
+            self._transport.write(kept + data)
+        elif data:
+            self._kept = data
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Sends what is kept."""
+        if self._kept:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Closes the connection when all is sent."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether it is closed or closing."""
+        return self._transport.is_closing()
 
 
 class _H11Protocol(H11Protocol):

@@ -14,6 +14,9 @@ from starlette.requests import ClientDisconnect
 from service import errors
 from service.schemas import QueryOptions
 
+# Key of the scope: a future of the server's that is done when the client has left. Without it a
+# task listens for the departure, which takes longer.
+GONE = "l2e.gone"
 _SMALL_BYTES = 10_000  # a sixth of what uvicorn keeps
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -67,7 +70,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) 
         if watched:
             gone = this.cancel()
 
-    leaving = asyncio.ensure_future(_until_gone(request))
+    ours: asyncio.Future[None] | None = request.scope.get(GONE)
+    leaving = ours or asyncio.ensure_future(_until_gone(request))
     leaving.add_done_callback(leave)
     try:
         return await work
@@ -79,7 +83,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) 
         watched = False
         if gone:
             this.uncancel()
-        leaving.cancel()  # nothing waits for it: each turn of the loop counts here
+        if ours is None:
+            leaving.cancel()  # nothing waits for it: each turn of the loop counts here
+        else:
+            leaving.remove_done_callback(leave)
 
 
 async def _until_gone(request: Request) -> None:

@@ -1,5 +1,6 @@
 """Real servers on free ports, and explainers that can be held, broken and given more labels."""
 
+import asyncio
 import dataclasses
 import subprocess
 import sys
@@ -134,6 +135,31 @@ class BreakingBackend(Backend):
         raise RuntimeError("cannot stop")
 
 
+class RecordingTransport(asyncio.Transport):
+    """A connection that keeps what is written to it, piece by piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closed
+        self.pieces.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
 @dataclasses.dataclass
 class Live:
     """A server in a thread of this process."""
@@ -210,6 +236,11 @@ def held(tiny_explainer):
 @pytest.fixture
 def breaking_backend(tiny_bundle, tiny_explainer):
     return BreakingBackend(Settings(bundle=tiny_bundle), tiny_explainer)
+
+
+@pytest.fixture
+def transport():
+    return RecordingTransport()
 
 
 @pytest.fixture(scope="module")

@@ -116,12 +116,14 @@ def test_deadline_is_504(serving, held, path, body):
     assert response.json()["type"] == "urn:l2e:problem:deadline-passed"
 
 
-def test_client_that_leaves_the_line_is_not_computed(serving, held, wait_until):
+@pytest.mark.parametrize("offer", ["", "Connection: upgrade\r\nUpgrade: h2c\r\n"])
+@pytest.mark.parametrize("filling", [0, 400_000])  # more than is taken in before anybody reads it
+def test_client_that_leaves_the_line_is_not_computed(serving, held, wait_until, filling, offer):
     live = serving(held)
     held.hold()
     host, port = live.url.removeprefix("http://").split(":")
-    body = json.dumps({"text": "leaver"}).encode()
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    body = b'{"items": [{"text": "leaver"}]' + b" " * filling + b"}"
+    head = f"POST /predict/batch HTTP/1.1\r\nHost: x\r\n{offer}Content-Length: {len(body)}\r\n"
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(live.client.post, "/predict", json={"text": "first"})
         held.wait_until_entered()

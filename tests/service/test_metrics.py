@@ -1,7 +1,10 @@
 """What the service says about itself: /metrics, Server-Timing, request ids, log lines."""
 
+import asyncio
 import json
+import logging
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -9,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.text import bucket_length
+from service.logs import AccessLines, write_access
 from service.metrics import REASONS, STAGES
 
 
@@ -72,6 +76,18 @@ def test_requests_texts_and_tokens_are_counted(serving, tiny_explainer):
         shares.append(len(inside) / len(one.words))
     assert found["l2e_rationale_fraction_sum", ()] == pytest.approx(sum(shares))
     assert sum(shares) > 0
+
+
+def test_many_are_counted_like_few(serving, tiny_explainer):
+    client = serving(tiny_explainer).client
+    items = {"items": [{"text": "great"}] * 50}
+    for _ in range(4):
+        assert client.post("/predict/batch", json=items).status_code == 200
+    found = read(client)
+    assert found["l2e_predictions_total", ("POS",)] == 200
+    assert found["l2e_stage_duration_seconds_count", ("decode",)] == 200
+    assert found["l2e_batch_rows_sum", ()] == 200
+    assert found["l2e_requests_total", ("200", "POST", "/predict/batch")] == 4
 
 
 def test_what_is_not_computed_has_its_reason(serving, held, wait_until):
@@ -139,3 +155,51 @@ def test_log_lines_are_json_where_that_is_asked_for(process, wait_until):
         assert of_request["ms"] >= of_request[f"{stage}_ms"] >= 0
     assert any("l2e listens on" in line.get("message", "") for line in lines)
     assert "zanzibar" not in "".join(running.lines)
+
+
+def test_a_line_says_when_its_request_was_answered_and_not_when_it_was_written(
+    serving, held, caplog, wait_until
+):
+    def seen():
+        return [one for one in caplog.records if one.name == "l2e.access"]
+
+    caplog.set_level(logging.INFO, logger="l2e.access")
+    live = serving(held)
+    live.client.get("/health/live")
+    wait_until(seen)  # nobody else is there
+    caplog.clear()
+    held.hold()
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(live.client.post, "/predict", json={"text": "slow"})
+        held.wait_until_entered()
+        first = live.client.get("/health/live").headers["x-request-id"]
+        answered = time.time()
+        wait_until(seen)
+        assert time.time() - answered > 0.5
+        assert [one.fields["request"] for one in seen()] == [first]
+        assert answered - 0.5 < seen()[0].created <= answered
+        for _ in range(32):
+            live.client.get("/health/live")
+        wait_until(lambda: len(seen()) == 33, seconds=0.5)
+        live.client.get("/health/ready")
+        held.gate.set()
+        assert slow.result().status_code == 200
+    wait_until(lambda: len(seen()) == 35, seconds=0.5)
+    assert [one.fields["route"] for one in seen()[-2:]] == ["/health/ready", "/predict"]
+
+
+def test_lines_that_wait_are_written_in_the_end(caplog):
+    async def end():
+        lines = AccessLines()
+        lines.begin()
+        lines.begin()
+        lines.end(write_access, 1.5, "GET /x 200", {"status": 200})
+        await asyncio.sleep(0)
+        assert not caplog.records
+        lines.flush()
+        await asyncio.sleep(0)
+
+    caplog.set_level(logging.INFO, logger="l2e.access")
+    asyncio.run(end())
+    (one,) = caplog.records
+    assert (one.getMessage(), one.created, one.msecs) == ("GET /x 200", 1.5, 500)

@@ -1,7 +1,13 @@
 """POST /predict: exact offsets on every kind of text, and the options."""
 
-import pytest
+import json
+import math
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import render
 from service.schemas import Prediction
 
 HARD_TEXTS = {
@@ -14,6 +20,7 @@ HARD_TEXTS = {
     "unspaced": "great 映画は素晴らしい boring",
     "markup": "<b>great</b> &amp; <script>boring</script>",
     "one mark": "\u0301",
+    "no numbers": "great NaN Infinity -Infinity",
     "long word": "a" * 100_000,
     "long text": "A great story, but boring. " * 100,
 }
@@ -115,3 +122,27 @@ def test_same_text_same_answer_alone_and_in_a_batch(client):
         items = [{"text": text} for text in texts[::order]]
         results = client.post("/predict/batch", json={"items": items}).json()["results"]
         assert [result["result"] for result in results] == alone[::order]
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | text,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(text, inner, max_size=5),
+)
+
+
+@given(json_values)
+def test_json_and_back(value):
+    found = render.to_json(value)
+    assert json.loads(found) == value
+    assert b"\n" not in found
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_json_does_not_have_is_refused(number):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        render.to_json({"words": ["great", {"weight": number}]})

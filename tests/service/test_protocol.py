@@ -1,5 +1,6 @@
 """Bytes on the socket that no client library sends, and in any order."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -8,8 +9,10 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 
-from service.protocol import MAX_HEAD, PIECE
+from service.protocol import MAX_HEAD, PIECE, Protocol
 
 JSON = {"content-type": "application/json"}
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -327,3 +330,63 @@ def test_http_1_0(live):
     with connected(live) as connection:
         connection.sendall(LIVE.replace(b"1.1", b"1.0"))
         assert read_all(connection).endswith(b'{"status":"live"}')
+
+
+def pieces_of(transport, head, *bodies, request=LIVE):
+    """What is written for an application that pauses after each part of its answer."""
+
+    async def app(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [*head]})
+        for number, body in enumerate(bodies, 1):
+            if body is None:
+                await asyncio.sleep(0.01)
+                assert transport.pieces, "what comes before a pause is sent"
+            else:
+                more = number < len(bodies)
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def answer():
+        config = Config(app, http=Protocol, lifespan="off", log_config=None)
+        config.load()
+        protocol = Protocol(config, ServerState(), {})
+        protocol.connection_made(transport)
+        protocol.data_received(request)
+        while protocol.tasks:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        protocol.connection_lost(None)
+
+    asyncio.run(answer())
+    return transport.pieces
+
+
+LENGTH = [(b"content-length", b"2")]
+
+
+def test_a_head_leaves_together_with_its_body(transport):
+    (piece,) = pieces_of(transport, LENGTH, b"ab")
+    assert piece.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert piece.endswith(b"content-length: 2\r\n\r\nab")
+
+
+def test_a_head_does_not_wait_for_a_body_that_comes_later(transport):
+    head, *body = pieces_of(transport, [], None, b"a", None, b"bc", None, b"")
+    assert head.endswith(b"\r\n\r\n")
+    assert body == [b"1\r\na\r\n", b"2\r\nbc\r\n", b"0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("between", [b"", LIVE])
+def test_an_answer_without_a_body_is_sent_before_the_next(between, transport):
+    request = LIVE.replace(b"GET", b"HEAD") + between + b"what?\r\n\r\n"
+    found = b"".join(pieces_of(transport, LENGTH, b"ab", request=request))
+    answers = found.split(b"HTTP/1.1 ")[1:]
+    assert [int(answer[:3]) for answer in answers] == [200, *[200] * bool(between), 400]
+    assert found.count(b"\r\n\r\nab") == bool(between)
+    assert transport.closed
+
+
+def test_all_is_sent_before_a_connection_closes(transport):
+    request = LIVE.replace(b"Host", b"Connection: close\r\nHost").replace(b"GET", b"HEAD")
+    (piece,) = pieces_of(transport, LENGTH, b"ab", request=request)
+    assert piece.endswith(b"content-length: 2\r\nconnection: close\r\n\r\n")
+    assert transport.closed
