@@ -14,7 +14,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Deferred:
-    """Calls in the order in which they came; any thread may add or make them.
+    """Calls that are begun in the order in which they came; any thread may add or make them.
 
     Args:
         most: that wait; who adds the last of so many makes all.

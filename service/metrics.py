@@ -1,7 +1,7 @@
 """Numbers about the service for Prometheus: base units, few labels, no text.
 
 A registry of its own for each application, so that several servers in one process do not count
-into one another. What is counted is entered many at a time, and before anybody reads it.
+into one another. What is counted is entered many at a time, or when somebody reads it.
 """
 
 from __future__ import annotations

@@ -91,9 +91,9 @@ class Envelope:
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(scope.get("route"), "path", "-")
             seconds = time.perf_counter() - start
-            self.metrics.answered(route, method, status, seconds)
             request = _Answered(time.time(), identity, method, route, status, sent, seconds)
             self.lines.end(_write, request, scope.get(STAGES, {}), logs.TRACE.get() or {})
+            self.metrics.answered(route, method, status, seconds)
 
 
 class _Answered(NamedTuple):

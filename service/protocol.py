@@ -65,6 +65,7 @@ class Protocol(HttpToolsProtocol):
             self._gone.set_result(None)
         self.pipeline.clear()
         self._rest, self._end = b"", None
+        self._output.drop()
 
     def shutdown(self) -> None:
         """Ends after the request that is computed."""
@@ -170,6 +171,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, message: str) -> None:
         self.logger.warning(message)
+        self._output.flush()
         cycle = cast("RequestResponseCycle | None", self.cycle)
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()  # in the middle of an answer
@@ -218,6 +220,10 @@ class _Output:
         """Sends what is kept."""
         if self._kept:
             self.write(b"")
+
+    def drop(self) -> None:
+        """Forgets what is kept, for nobody is there any more."""
+        self._kept = b""
 
     def close(self) -> None:
         """Closes the connection when all is sent."""

@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from fastapi import Request
 
 from service.app import create_app
+from service.requests import GONE, while_connected
 from service.server import Server, configure, listen
 from service.settings import Settings
 
@@ -135,6 +137,18 @@ def test_client_that_leaves_the_line_is_not_computed(serving, held, wait_until, 
         assert first.result().status_code == 200
     assert live.client.post("/predict", json={"text": "next"}).status_code == 200
     assert held.seen == ["first", "next"]
+
+
+def test_a_connection_keeps_nothing_of_its_requests():
+    async def scene():
+        gone = asyncio.get_running_loop().create_future()
+        request = Request({"type": "http", GONE: gone})
+        for number in range(100):
+            assert await while_connected(request, asyncio.sleep(0, number)) == number
+        return gone
+
+    gone = asyncio.run(scene())
+    assert not gone._callbacks
 
 
 def test_running_request_is_finished_at_the_end(serving, held, wait_until):

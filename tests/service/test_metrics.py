@@ -12,8 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.text import bucket_length
-from service.logs import AccessLines, write_access
-from service.metrics import REASONS, STAGES
+from service.logs import AccessLines
+from service.metrics import REASONS, STAGES, Metrics
+from service.middleware import Envelope
 
 
 def read(client):
@@ -180,26 +181,37 @@ def test_a_line_says_when_its_request_was_answered_and_not_when_it_was_written(
         assert answered - 0.5 < seen()[0].created <= answered
         for _ in range(32):
             live.client.get("/health/live")
-        wait_until(lambda: len(seen()) == 33, seconds=0.5)
+        wait_until(lambda: len(seen()) >= 33)
         live.client.get("/health/ready")
         held.gate.set()
         assert slow.result().status_code == 200
-    wait_until(lambda: len(seen()) == 35, seconds=0.5)
+    wait_until(lambda: len(seen()) == 35)
     assert [one.fields["route"] for one in seen()[-2:]] == ["/health/ready", "/predict"]
 
 
-def test_lines_that_wait_are_written_in_the_end(caplog):
-    async def end():
-        lines = AccessLines()
-        lines.begin()
-        lines.begin()
-        lines.end(write_access, 1.5, "GET /x 200", {"status": 200})
+def test_lines_that_wait_are_written_when_the_server_ends(caplog):
+    async def app(scope, _receive, _send):
+        if scope["type"] == "lifespan":
+            assert not caplog.records
+        elif scope["path"] == "/slow":
+            await asyncio.sleep(10)
+
+    async def ask(envelope, **scope):
+        headers: list[tuple[bytes, bytes]] = []
+        await envelope({"type": "http", "method": "GET", "headers": headers, **scope}, None, None)
+
+    async def run():
+        envelope = Envelope(app, Metrics(), AccessLines())
+        slow = asyncio.create_task(ask(envelope, path="/slow"))
         await asyncio.sleep(0)
-        assert not caplog.records
-        lines.flush()
+        await ask(envelope, path="/quick")
+        await asyncio.sleep(0)
+        await ask(envelope, type="lifespan")
+        assert len(caplog.records) == 1
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
         await asyncio.sleep(0)
 
     caplog.set_level(logging.INFO, logger="l2e.access")
-    asyncio.run(end())
-    (one,) = caplog.records
-    assert (one.getMessage(), one.created, one.msecs) == ("GET /x 200", 1.5, 500)
+    asyncio.run(run())
+    assert len(caplog.records) == 2

@@ -332,21 +332,14 @@ def test_http_1_0(live):
         assert read_all(connection).endswith(b'{"status":"live"}')
 
 
-def pieces_of(transport, head, *bodies, request=LIVE):
-    """What is written for an application that pauses after each part of its answer."""
-
-    async def app(_scope, _receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [*head]})
-        for number, body in enumerate(bodies, 1):
-            if body is None:
-                await asyncio.sleep(0.01)
-                assert transport.pieces, "what comes before a pause is sent"
-            else:
-                more = number < len(bodies)
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+def serve(transport, app, request):
+    """Answers a request with `app`, which is given the protocol in place of the scope."""
 
     async def answer():
-        config = Config(app, http=Protocol, lifespan="off", log_config=None)
+        async def asgi(_scope, receive, send):
+            await app(protocol, receive, send)
+
+        config = Config(asgi, http=Protocol, lifespan="off", log_config=None)
         config.load()
         protocol = Protocol(config, ServerState(), {})
         protocol.connection_made(transport)
@@ -357,6 +350,22 @@ def pieces_of(transport, head, *bodies, request=LIVE):
         protocol.connection_lost(None)
 
     asyncio.run(answer())
+
+
+def pieces_of(transport, head, *bodies, request=LIVE):
+    """What is written for an application that pauses at each None of its answer."""
+
+    async def app(_protocol, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [*head]})
+        for number, body in enumerate(bodies, 1):
+            if body is None:
+                await asyncio.sleep(0.01)
+                assert transport.pieces, "what comes before a pause is sent"
+            else:
+                more = number < len(bodies)
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    serve(transport, app, request)
     return transport.pieces
 
 
@@ -390,3 +399,42 @@ def test_all_is_sent_before_a_connection_closes(transport):
     (piece,) = pieces_of(transport, LENGTH, b"ab", request=request)
     assert piece.endswith(b"content-length: 2\r\nconnection: close\r\n\r\n")
     assert transport.closed
+
+
+def test_nothing_is_written_to_who_left(transport, caplog):
+    async def app(protocol, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        transport.close()
+        protocol.connection_lost(None)
+        await asyncio.sleep(0.01)
+
+    serve(transport, app, LIVE)
+    assert transport.pieces == []
+    assert caplog.records == []
+
+
+def test_what_is_answered_before_a_refusal_is_sent_before_it(transport):
+    async def app(protocol, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        protocol.data_received(b"zz\r\n")
+
+    serve(transport, app, CHUNKED)
+    (piece,) = transport.pieces
+    assert piece.startswith(b"HTTP/1.1 200")
+    assert transport.closed
+
+
+def test_departures_in_the_middle_of_answers_are_no_errors(
+    serving, tiny_explainer, caplog, wait_until
+):
+    live = serving(tiny_explainer)
+    head = CHUNKED.replace(b"/predict", b"/predict/stream")
+    head = head.replace(b"application/json", b"application/x-ndjson")
+    lines = b'{"text": "great"}\n' * 50
+    for _ in range(60):
+        with connected(live) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(head + b"%x\r\n%s\r\n" % (len(lines), lines))
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    wait_until(lambda: not live.server.server_state.tasks)
+    assert not [one for one in caplog.records if one.levelno > logging.WARNING]
