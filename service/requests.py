@@ -19,6 +19,13 @@ from service.schemas import QueryOptions
 GONE = "l2e.gone"
 _SMALL_BYTES = 10_000  # a sixth of what uvicorn keeps
 
+
+def _refuse(_: str) -> NoReturn:
+    raise ValueError
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse)
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 ResultT = TypeVar("ResultT")
 
@@ -137,7 +144,7 @@ def parse(body: bytearray) -> object:
         Problem: 400.
     """
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse)
+        return _JSON.decode(body.decode("utf-8"))
     except json.JSONDecodeError as error:
         detail = f"not JSON at line {error.lineno}, column {error.colno}: {error.msg.lower()}"
     except UnicodeDecodeError as error:
@@ -147,7 +154,3 @@ def parse(body: bytearray) -> object:
     except ValueError:
         detail = "holds a number that JSON does not have, or one of too many digits"
     raise errors.not_json(detail)
-
-
-def _refuse(_: str) -> NoReturn:
-    raise ValueError

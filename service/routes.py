@@ -241,11 +241,9 @@ def _with_good_target(item: BatchItem | BadItem, labels: Sequence[str]) -> Batch
 
 def _is_short(reply: Reply, options: Options) -> bool:
     found = reply.explanation
-    spans, chars = len(found.rationale), len(found.text) * options.html
-    chars += sum(len(span.text) for span in found.rationale)
-    if options.words:
-        spans += len(found.word_scores)
-        chars += len(found.text)
+    spans = len(found.rationale) + len(found.word_scores) * options.words
+    # Spans do not overlap, so that all of them hold the text once at most.
+    chars = len(found.text) * (1 + options.words + options.html)
     return spans <= _FEW_SPANS and chars <= _FEW_CHARS
 
 
