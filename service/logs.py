@@ -5,9 +5,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import Context, ContextVar
-from typing import Any, Literal, TypeVarTuple
+from typing import Literal, NamedTuple
 
 from service.deferred import Deferred
 
@@ -17,7 +17,6 @@ _SECONDS = 1.0  # that they wait at most
 # The ids of the request's span where requests are traced, see `service.tracing`.
 TRACE: ContextVar[Mapping[str, str] | None] = ContextVar("trace", default=None)
 
-Ts = TypeVarTuple("Ts")
 _access = logging.getLogger("l2e.access")
 
 
@@ -38,6 +37,32 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line | fields)
 
 
+class Answered(NamedTuple):
+    """What an access line says of a request.
+
+    Attributes:
+        when: it was answered, of `time.time()`.
+        identity: its id.
+        method: one of HTTP's own, or "other".
+        route: the pattern that matched.
+        status: of the answer; 0 where there was none.
+        sent: bytes of the answer's body.
+        seconds: from its head to the last of its answer.
+        stages: seconds of each, see `service.metrics.STAGES`.
+        trace: ids of its span, none where it is not traced.
+    """
+
+    when: float
+    identity: str
+    method: str
+    route: str
+    status: int
+    sent: int
+    seconds: float
+    stages: Mapping[str, float]
+    trace: Mapping[str, str]
+
+
 class AccessLines:
     """Lines about requests, written when the server has time, or many together.
 
@@ -54,15 +79,10 @@ class AccessLines:
         """Notes that a request is being answered."""
         self._open += 1
 
-    def end(self, write: Callable[[*Ts], None], *line: *Ts) -> None:
-        """Notes that one has been answered.
-
-        Args:
-            write: writes its line, by `write_access`.
-            line: what `write` needs.
-        """
+    def end(self, answered: Answered) -> None:
+        """Notes that one has been answered."""
         self._open -= 1
-        self._lines.add(write, *line)
+        self._lines.add(_write, answered)
         loop = asyncio.get_running_loop()
         if not self._open:
             # Not before what the loop has to send by now.
@@ -78,13 +98,31 @@ class AccessLines:
         self._lines.make()
 
 
-def write_access(when: float, message: str, fields: Mapping[str, Any]) -> None:
-    """Writes a line about a request that was answered at `when`, of `time.time()`."""
+def _write(answered: Answered) -> None:
+    """Writes a line, with the time of the answer."""
     if not _access.isEnabledFor(logging.INFO):
         return
-    times = {"created": when, "msecs": 1000 * (when % 1)}
-    shown = {"name": _access.name, "levelno": logging.INFO, "levelname": "INFO", "msg": message}
-    _access.handle(logging.makeLogRecord(shown | times | {"fields": fields}))
+    when, identity, method, route, status, sent, seconds, stages, trace = answered
+    fields = {
+        **trace,
+        "request": identity,
+        "method": method,
+        "route": route,
+        "status": status,
+        "bytes": sent,
+        "ms": round(1000 * seconds, 1),
+        **{f"{stage}_ms": round(1000 * spent, 2) for stage, spent in stages.items()},
+    }
+    record = {
+        "name": _access.name,
+        "levelno": logging.INFO,
+        "levelname": "INFO",
+        "msg": f"{method} {route} {status} {sent}B {1000 * seconds:.1f}ms",
+        "created": when,
+        "msecs": 1000 * (when % 1),
+        "fields": fields,
+    }
+    _access.handle(logging.makeLogRecord(record))
 
 
 def set_up(form: Literal["text", "json"]) -> None:

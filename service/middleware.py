@@ -8,13 +8,12 @@ import random
 import re
 import time
 from collections.abc import Container, Mapping
-from typing import NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import errors, logs
-from service.logs import AccessLines
+from service import errors
+from service.logs import TRACE, AccessLines, Answered
 from service.metrics import Metrics
 
 # Keys of the scope.
@@ -91,37 +90,9 @@ class Envelope:
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(scope.get("route"), "path", "-")
             seconds = time.perf_counter() - start
-            request = _Answered(time.time(), identity, method, route, status, sent, seconds)
-            self.lines.end(_write, request, scope.get(STAGES, {}), logs.TRACE.get() or {})
+            about = (identity, method, route, status, sent, seconds, scope.get(STAGES, {}))
+            self.lines.end(Answered(time.time(), *about, TRACE.get() or {}))
             self.metrics.answered(route, method, status, seconds)
-
-
-class _Answered(NamedTuple):
-    """What is known of a request in the end."""
-
-    when: float
-    identity: str
-    method: str
-    route: str
-    status: int
-    sent: int
-    seconds: float
-
-
-def _write(request: _Answered, stages: Mapping[str, float], trace: Mapping[str, str]) -> None:
-    ms = 1000 * request.seconds
-    fields = {
-        **trace,
-        "request": request.identity,
-        "method": request.method,
-        "route": request.route,
-        "status": request.status,
-        "bytes": request.sent,
-        "ms": round(ms, 1),
-        **{f"{stage}_ms": round(1000 * seconds, 2) for stage, seconds in stages.items()},
-    }
-    what = f"{request.method} {request.route} {request.status} {request.sent}B {ms:.1f}ms"
-    logs.write_access(request.when, what, fields)
 
 
 def _timing(stages: Mapping[str, float], total: float) -> bytes:

@@ -195,8 +195,8 @@ class Protocol(HttpToolsProtocol):
 class _Output:
     """What an answer is written to: the connection, which gets two pieces at a time.
 
-    So a head leaves together with the body, which comes at once as a rule; on a busy core each
-    write takes as long as half of the parsing. Nothing is kept beyond the loop's turn.
+    So a head leaves together with the body, which comes at once as a rule, in one call of the
+    system. Nothing is kept beyond the loop's turn.
 
     Args:
         transport: of the connection.

@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from service.deferred import Deferred
 
 
@@ -31,10 +33,10 @@ def test_a_call_that_fails_takes_no_other_with_it():
     calls.add(made.append, 1)
     calls.add([].pop)
     calls.add(made.append, 2)
-    try:
+    with pytest.raises(IndexError, match="empty list"):
         calls.make()
-    except IndexError:
-        calls.make()
+    assert made == [1]
+    calls.make()
     assert made == [1, 2]
 
 
