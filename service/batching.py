@@ -273,7 +273,8 @@ class Scheduler:
             if outcome is None:
                 task.outputs, task.missing = [None] * len(rows), len(rows)
                 urgent = task.ticket.urgent
-                self._rows.add(Entry(row, task, place, urgent) for place, row in enumerate(rows))
+                entries = [Entry(row, task, place, urgent) for place, row in enumerate(rows)]
+                task.age = self._rows.add(entries, task.age)
                 self._admission.queued(task.ticket, size.padded)
                 if not worker.runs and not self._running:
                     self._crew.call_runner()

@@ -2,20 +2,24 @@
 
 Work-conserving: a batch is whatever waits when the graph is free, and none waits to be filled. Its
 bucket is that of the oldest row, so none starves; rows of the same bucket fill it up to a number of
-padded tokens. Rows of different buckets are never padded to one another: that would cost tokens,
-and in reduced precision change answers.
+padded tokens. What a text asks for later is as old as what it asked for first: it has waited its
+turn. Rows of different buckets are never padded to one another: that would cost tokens, and in
+reduced precision change answers.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from models.answer import Row
 
 FLOOR = 0.1  # of the computed tokens, for background rows while urgent ones wait
+_AGE = itemgetter(0)
 
 
 class Owner(Protocol):
@@ -64,7 +68,7 @@ class RowQueue(Generic[OwnerT]):
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._groups: dict[_Key, deque[tuple[int, Entry[OwnerT]]]] = {}
-        self._count = 0  # of all that ever came: their ages
+        self._count = 0  # of all that ever came first
         self._rows = {True: 0, False: 0}  # that wait, urgent and not
         self._tokens = {True: 0, False: 0}  # of those
         self._owed = 0.0  # tokens of background work
@@ -89,14 +93,24 @@ class RowQueue(Generic[OwnerT]):
         heads = [group[0] for group in self._groups.values() if group]
         return min(heads, key=lambda head: head[0])[1] if heads else None
 
-    def add(self, entries: Iterable[Entry[OwnerT]]) -> None:
-        """Puts rows at the end."""
+    def add(self, entries: Iterable[Entry[OwnerT]], since: int | None = None) -> int:
+        """Puts rows at the end, or where earlier ones of their owner were.
+
+        Args:
+            entries: rows of one owner.
+            since: the age of those earlier ones, None for the first.
+
+        Returns:
+            Their age: how many had come before them.
+        """
+        age = self._count if since is None else since
         for entry in entries:
             key = _Key(entry.urgent, entry.row.explain, entry.row.bucket)
-            self._groups.setdefault(key, deque()).append((self._count, entry))
-            self._count += 1
+            insort(self._groups.setdefault(key, deque()), (age, entry), key=_AGE)
+            self._count += since is None
             self._rows[key.urgent] += 1
             self._tokens[key.urgent] += key.bucket
+        return age
 
     def take(self) -> tuple[list[Entry[OwnerT]], list[Entry[OwnerT]]]:
         """Removes the rows of the next batch.

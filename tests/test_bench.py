@@ -20,7 +20,7 @@ from tests.bench.invariance import (
     of_explanation,
     texts_answered,
 )
-from tests.bench.latency import against_queue, beside_graph
+from tests.bench.latency import against_queue, all_rows, beside_graph
 from tests.bench.load import (
     Answer,
     Load,
@@ -57,7 +57,7 @@ def by_tokens(rows, length):
 
 
 def test_texts_that_come_apart_are_run_one_by_one():
-    done = simulate([0.0, 5.0, 9.0], [[row(8)], [row(16)], [row(7)]], by_tokens, 64)
+    done = simulate([0.0, 5.0, 9.0], [[[row(8)]], [[row(16)]], [[row(7)]]], by_tokens, 64)
     assert done.tolist() == [1.0, 7.0, 10.0]
 
 
@@ -65,26 +65,32 @@ def test_what_came_meanwhile_makes_the_next_batch_with_its_own_length():
     """The first runs alone; of those that wait the oldest decides, and the other of its length
     goes along, before one of another length that came between."""
     arrivals_ = [0.0, 0.1, 0.2, 0.3]
-    texts = [[row(8)], [row(16)], [row(8)], [row(13)]]
+    texts = [[[row(8)]], [[row(16)]], [[row(8)]], [[row(13)]]]
     done = simulate(arrivals_, texts, by_tokens, 64)
     assert done.tolist() == [1.0, 5.0, 6.0, 5.0]
 
 
 def test_a_batch_holds_no_more_than_it_may():
-    done = simulate([0.0] * 5, [[row(8)]] * 5, by_tokens, 16)
+    done = simulate([0.0] * 5, [[[row(8)]]] * 5, by_tokens, 16)
     assert done.tolist() == [2.0, 2.0, 4.0, 4.0, 5.0]
 
 
 def test_a_text_is_done_with_its_last_window():
-    done = simulate([0.0, 0.0], [[row(8), row(16)], [row(8)]], by_tokens, 64)
+    done = simulate([0.0, 0.0], [[[row(8), row(16)]], [[row(8)]]], by_tokens, 64)
     assert done.tolist() == [4.0, 2.0]
+
+
+def test_a_window_that_is_asked_again_goes_before_those_that_came_later():
+    texts = [[[row(8)], [row(8)]], [[row(16)]], [[row(8)]]]
+    done = simulate([0.0, 0.5, 0.6], texts, by_tokens, 64)
+    assert done.tolist() == [3.0, 5.0, 3.0]
 
 
 def test_the_simulated_queue_is_that_of_theory():
     """Poisson arrivals, one text at a time of equal length: Pollaczek and Khinchine's mean."""
     load, count = 0.7, 20_000
     due = clock(load, count / load, poisson=True, seed=3)
-    done = simulate(due.tolist(), [[row(8)]] * len(due), lambda rows, length: 1.0, 8)
+    done = simulate(due.tolist(), [[[row(8)]]] * len(due), lambda rows, length: 1.0, 8)
     waited = (done - due).mean()
     assert waited == pytest.approx(1 + load / (2 * (1 - load)), rel=0.05)
 
@@ -93,7 +99,7 @@ def test_ours_is_set_against_the_queue_and_against_one_that_has_our_python():
     """Two texts come together, one of two rows: a batch of two, and one that is left."""
     load = Load(seconds=[3.0, 4.0], sent=[Sent(0, 0.0, 0.0, 3.0), Sent(1, 0.0, 0.0, 4.0)])
     times = BatchTimes({8: {1: 1.0, 2: 1.5}})
-    texts = [[row(8)], [row(8), row(8)]]
+    texts = [[[row(8)]], [[row(8), row(8)]]]
     # At best .75 s for each of three rows: 1.125 s a text. At .5 texts a second, .875 s are left,
     # which are .5833 s of a row.
     assert beside_graph(texts, times, 0.5) == pytest.approx(0.875)
@@ -112,8 +118,8 @@ def test_a_server_that_needs_no_time_beside_the_graph_has_one_queue_only():
     load = Load(seconds=[2.0], sent=[Sent(0, 0.0, 0.0, 2.0)])
     times = BatchTimes({8: {1: 1.0}})
     for rate in (0.0, 1.0, 2.0):
-        assert "beside_graph_ms" not in against_queue(load, [[row(8)]], times, 8, rate)
-    assert against_queue(Load(refused=2), [[row(8)]], times, 8, 0.5) == {}
+        assert "beside_graph_ms" not in against_queue(load, [[[row(8)]]], times, 8, rate)
+    assert against_queue(Load(refused=2), [[[row(8)]]], times, 8, 0.5) == {}
 
 
 def test_batch_times_lie_between_those_that_were_measured():
@@ -126,6 +132,16 @@ def test_batch_times_lie_between_those_that_were_measured():
         times(5, 8)
     with pytest.raises(ValueError, match="1 rows of 16 tokens"):
         times(1, 16)
+
+
+def test_the_rows_of_a_text_are_all_that_it_asks_for(tiny_explainer):
+    text = "terrible " * 40 + "wonderful " * 70
+    first, again = all_rows(tiny_explainer, text)
+    assert [len(first), [one.target for one in again]] == [5, [1, 1]]
+    assert [one.input_ids.tolist() for one in again] == [
+        one.input_ids.tolist() for one in first[:2]
+    ]
+    assert [len(rows) for rows in all_rows(tiny_explainer, "a great story")] == [1]
 
 
 def test_batches_of_every_size_that_can_come_have_a_time(tiny_explainer):

@@ -20,6 +20,7 @@ from models.explainer import Explainer
 from service.rows import Entry, RowQueue
 
 IntArray = npt.NDArray[np.int64]
+Rounds = Sequence[Sequence[Row]]  # rows that a text asks for together, one round after the other
 Service = Callable[[int, int], float]  # rows and their padded length to seconds
 _PASSES = 5
 
@@ -30,20 +31,24 @@ class Request:
 
     Attributes:
         arrival: seconds from the start.
-        missing: rows that have not been run.
-        done: when the last of them was, in seconds from the start.
+        left: rounds of rows that have not been asked for, the next one last.
+        missing: rows of the round that has been, which have not been run.
+        age: of its rows, see `service.rows.RowQueue`.
+        done: when the last of all was run, in seconds from the start.
         wanted: whether somebody waits; here somebody always does.
     """
 
     arrival: float
-    missing: int
+    left: list[Sequence[Row]]
+    missing: int = 0
+    age: int | None = None
     done: float = field(default=float("nan"))
     wanted: bool = True
 
 
 def simulate(
     arrivals: Sequence[float],
-    texts: Sequence[Sequence[Row]],
+    texts: Sequence[Rounds],
     service: Service,
     max_tokens: int,
 ) -> npt.NDArray[np.float64]:
@@ -51,7 +56,7 @@ def simulate(
 
     Args:
         arrivals: of N texts, in seconds, in order.
-        texts: the rows of each.
+        texts: the rows of each, those that it asks for when others are done after these.
         service: how long a batch takes.
         max_tokens: padded tokens in a batch.
 
@@ -59,21 +64,30 @@ def simulate(
         When each was done, in seconds on the clock of the arrivals, float64 [N].
     """
     queue: RowQueue[Request] = RowQueue(max_tokens)
-    requests = [Request(at, len(rows)) for at, rows in zip(arrivals, texts, strict=True)]
+    requests = [Request(at, [*rounds[::-1]]) for at, rounds in zip(arrivals, texts, strict=True)]
     coming, now = 0, 0.0
+
+    def ask(owner: Request) -> None:
+        rows = owner.left.pop()
+        owner.missing = len(rows)
+        entries = [Entry(row, owner, place, True) for place, row in enumerate(rows)]
+        owner.age = queue.add(entries, owner.age)
+
     while coming < len(requests) or len(queue):
         if not len(queue):  # idle until the next one
             now = max(now, requests[coming].arrival)
         while coming < len(requests) and requests[coming].arrival <= now:
-            owner = requests[coming]
-            queue.add(Entry(row, owner, place, True) for place, row in enumerate(texts[coming]))
+            ask(requests[coming])
             coming += 1
         batch, _ = queue.take()
         now += service(len(batch), batch[0].row.bucket)
         for entry in batch:
-            entry.owner.missing -= 1
-            if not entry.owner.missing:
-                entry.owner.done = now
+            owner = entry.owner
+            owner.missing -= 1
+            if not owner.missing and owner.left:
+                ask(owner)
+            elif not owner.missing:
+                owner.done = now
     return np.array([request.done for request in requests])
 
 

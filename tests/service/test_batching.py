@@ -230,6 +230,27 @@ def test_requests_that_wait_together_share_a_batch(start_scheduler, held):
     assert [len(batch) for batch in held.batches] == [1, 8, 4]
 
 
+@pytest.mark.parametrize("crew", ["equal", "alone", "apart"])
+def test_a_text_that_is_asked_again_does_not_wait_all_over_again(crew, start_scheduler, held):
+    """Its first windows have another label than the whole, so that they are explained anew."""
+    scheduler = start_scheduler(max_waiting=100, max_batch_tokens=1, crew=crew)
+    text = "terrible " * 40 + "wonderful " * 70
+
+    async def scene():
+        held.hold()
+        first = await start(ask(scheduler, "first"))
+        await asyncio.to_thread(held.wait_until_entered)
+        long = await start(ask(scheduler, text))
+        others = [await start(ask(scheduler, "boring")) for _ in range(80)]
+        await asyncio.to_thread(wait_for, lambda: scheduler.waiting == 81)
+        held.gate.set()
+        await asyncio.gather(first, long, *others)
+
+    asyncio.run(scene())
+    assert held.seen.count(text) == 5 + 2
+    assert text not in held.seen[-40:]
+
+
 @pytest.mark.parametrize("crew", ["equal", "apart"])
 def test_verifications_are_prepared_while_the_graph_runs_one(crew, start_scheduler, held):
     scheduler = start_scheduler(max_waiting=100, max_batch_tokens=512, crew=crew)

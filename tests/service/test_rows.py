@@ -23,7 +23,8 @@ def entry(tokens=5, *, urgent=True, explain=True, owner=None):
 
 def queue_of(entries, max_tokens=64):
     queue: RowQueue[Asker] = RowQueue(max_tokens)
-    queue.add(entries)
+    for one in entries:
+        queue.add([one])
     return queue
 
 
@@ -33,6 +34,24 @@ def test_the_oldest_row_says_which_bucket_comes_next():
     assert queue.take() == ([long, second], [])
     assert queue.take() == ([short], [])
     assert queue.take() == ([], [])
+
+
+def test_later_rows_of_an_owner_are_as_old_as_its_first():
+    queue: RowQueue[Asker] = RowQueue(8)
+    first = [entry(), entry(30)]
+    since = queue.add(first)
+    younger = [entry(), entry(30), entry(40)]
+    for one in younger:
+        queue.add([one])
+    assert queue.take()[0] == [first[0]]
+    again = [entry(), entry(60)]
+    assert queue.add(again, since) == since
+    assert queue.oldest in (first[1], *again)
+    early = [queue.take()[0][0] for _ in range(3)]
+    assert {id(one) for one in early} == {id(one) for one in (first[1], *again)}
+    last = entry()
+    queue.add([last])
+    assert [queue.take()[0][0] for _ in range(4)] == [*younger, last]
 
 
 def test_what_is_explained_and_what_is_not_never_share_a_batch():
