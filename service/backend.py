@@ -13,6 +13,7 @@ from models.explainer import Explainer
 from models.session import DeviceError
 from service import errors
 from service.batching import CrewKind, Scheduler
+from service.gate import Gate
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tickets import ClosedError, DeadlineError, Outcome, OverloadedError, Query, Wish
@@ -49,6 +50,7 @@ class Backend:
         self.failure: str | None = None  # one line, when the phase is FAILED
         self.bad_input = False  # whether that was the bundle's or a setting's fault
         self.metrics = Metrics()
+        self.gate = Gate()
         self._explainer = explainer
         self._scheduler: Scheduler | None = None
         self._closed_at: float | None = None  # of time.monotonic()
@@ -72,6 +74,7 @@ class Backend:
                 max_batch_tokens=self.settings.max_batch_tokens or explainer.session.batch_tokens,
                 metrics=self.metrics,
                 crew=crew_for(explainer.session.device, available_threads()),
+                gate=self.gate,
             )
             _watch(self.metrics, self._scheduler)
             self.metrics.loaded(explainer.bundle)
@@ -80,6 +83,7 @@ class Backend:
 
     def drain(self) -> None:
         """Says not ready from now on, but still answers."""
+        self.gate.stay_open()
         if self.phase is not Phase.FAILED:
             self.phase = Phase.DRAINING
 

@@ -23,6 +23,7 @@ from typing import Literal
 from models.answer import Flow, Row
 from models.session import Outputs
 from service.admission import Admission
+from service.gate import Gate
 from service.lanes import Crew, Job, Lane, Worker
 from service.metrics import Metrics
 from service.rows import Entry, RowQueue
@@ -59,6 +60,7 @@ class Scheduler:
             one core, and "apart" where all runs of the graph come from one thread, which does
             nothing else: for devices that keep something for each thread that asks them, such as
             CUDA.
+        gate: shut during runs that are not to be disturbed, where one thread does everything.
     """
 
     def __init__(
@@ -70,9 +72,11 @@ class Scheduler:
         max_batch_tokens: int,
         metrics: Metrics | None = None,
         crew: CrewKind = "equal",
+        gate: Gate | None = None,
     ) -> None:
         self._explainer = explainer
         self._metrics = metrics or Metrics()
+        self._gate = gate or Gate()
         self._rows: RowQueue[Task] = RowQueue(max_batch_tokens)
         self._lock = threading.RLock()  # guards all below, and the tickets
         self._changed = threading.Condition(self._lock)
@@ -240,6 +244,8 @@ class Scheduler:
         while worker.runs and not self._running and len(self._rows) and self._graph_is_next():
             if batch := self._take():
                 self._running = True
+                if self._turns is not None and self._turns.crowded(_tokens(batch)):
+                    self._gate.shut()
                 if worker.lane is not None and len(worker.lane):
                     self._crew.call_for(worker.lane)
                 return partial(self._run_batch, worker, batch)
@@ -332,6 +338,7 @@ class Scheduler:
             _log.error("a run of the graph: %s", type(error).__name__)
             for entry in batch:
                 self._finish(entry.owner, _as_exception(error))
+        self._gate.open()
         with self._lock:
             self._running = False
             for task in ready:
@@ -343,7 +350,7 @@ class Scheduler:
     def _take(self) -> list[Entry[Task]]:
         batch, dropped = self._rows.take()
         if self._turns is not None:
-            self._turns.ran(sum(entry.row.bucket for entry in batch))
+            self._turns.ran(_tokens(batch))
         for entry in (*batch, *dropped):
             self._admission.queued(entry.owner.ticket, -entry.row.bucket)
         for entry in batch:
@@ -390,6 +397,10 @@ class Scheduler:
         with self._lock:
             self._admission.ran(size.padded, time.monotonic() - start)
         return list(found)
+
+
+def _tokens(batch: Sequence[Entry[Task]]) -> int:
+    return sum(entry.row.bucket for entry in batch)
 
 
 def _as_exception(error: BaseException) -> Exception:

@@ -6,6 +6,7 @@ heads by itself, stops at the end of each request, and ignores offers to speak a
 
 from __future__ import annotations
 
+import time
 from asyncio import AbstractEventLoop, Transport
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.gate import Gate
+from service.middleware import SINCE
 from service.requests import GONE
 
 MAX_HEAD = 1 << 16  # bytes; of a chunk's head and of trailers likewise
@@ -39,8 +42,9 @@ class Protocol(HttpToolsProtocol):
     takes the body of such a request for the other protocol's.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, gate: Gate | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._gate = gate or Gate()  # that requests pass
         self._rest = b""  # not parsed yet
         self._since = 0  # bytes since something ended
         self._end: Callable[[], None] | None = None  # how it ends, once all before is answered
@@ -132,8 +136,9 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         cycle.transport = cast("Transport", self._output)
-        cast("dict[str, Any]", cycle.scope)[GONE] = self._gone
-        super()._start_asgi_task(cycle, app)
+        scope = cast("dict[str, Any]", cycle.scope)
+        scope[GONE], scope[SINCE] = self._gone, time.perf_counter()
+        self._gate.pass_on(super()._start_asgi_task, cycle, app)
 
     def _parse(self) -> None:
         data, start = self._rest, 0

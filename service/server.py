@@ -1,11 +1,14 @@
 """The process around the application: the socket, the signals and an orderly end."""
 
+import asyncio
 import gc
 import logging
 import signal
 import socket
 import time
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -102,7 +105,7 @@ def configure(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=Protocol,
+        http=cast("type[asyncio.Protocol]", partial(Protocol, gate=backend.gate)),
         ws="none",
         lifespan="on",
         log_config=None,

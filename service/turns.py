@@ -64,6 +64,10 @@ class Turns:
             return min(self._most, self._rows.tokens) // 2
         return int(min(1.0, urgent / (_BUSY * self._most)) * urgent) // 2
 
+    def crowded(self, tokens: int) -> bool:
+        """Says whether so much waits that a run of so many padded tokens is not to be disturbed."""
+        return tokens <= _USUAL and self._rows.urgent_tokens >= _BUSY * self._most
+
     def ran(self, tokens: int) -> None:
         """Notes a run of so many padded tokens."""
         self._left -= tokens

@@ -9,6 +9,7 @@ from models.answer import Flow
 from models.explainer import Explainer
 from service.backend import crew_for
 from service.batching import Scheduler
+from service.gate import Gate
 from service.lanes import Lane
 from service.tickets import (
     LONG_CHARS,
@@ -249,6 +250,34 @@ def test_a_text_that_is_asked_again_does_not_wait_all_over_again(crew, start_sch
     asyncio.run(scene())
     assert held.seen.count(text) == 5 + 2
     assert text not in held.seen[-40:]
+
+
+@pytest.mark.parametrize(("crew", "texts"), [("alone", 100), ("alone", 20), ("equal", 100)])
+def test_the_gate_is_shut_in_runs_of_the_only_thread_where_much_waits(
+    crew, texts, start_scheduler, held
+):
+    gate = Gate()
+    scheduler = start_scheduler(crew=crew, max_waiting=200, gate=gate)
+    made: list[str] = []
+
+    async def scene():
+        held.hold()
+        tasks = [await start(ask(scheduler, "first"))]
+        await asyncio.to_thread(held.wait_until_entered)
+        tasks += [await start(ask(scheduler, "great")) for _ in range(texts)]
+        held.hold()
+        held.gate.set()
+        await asyncio.to_thread(held.wait_until_entered)
+        gate.pass_on(made.append, "in the run")
+        begun = [*made]
+        held.gate.set()
+        await asyncio.gather(*tasks)
+        gate.pass_on(made.append, "after all")
+        return begun
+
+    crowded = crew == "alone" and texts == 100
+    assert asyncio.run(scene()) == ([] if crowded else ["in the run"])
+    assert made == ["in the run", "after all"]
 
 
 @pytest.mark.parametrize("crew", ["equal", "apart"])

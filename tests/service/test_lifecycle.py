@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import json
+import logging
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -18,6 +20,7 @@ from service.app import create_app
 from service.requests import GONE, while_connected
 from service.server import Server, configure, listen
 from service.settings import Settings
+from training.evaluation.timing import server_timing
 
 CANARY = "zanzibar"
 
@@ -137,6 +140,45 @@ def test_client_that_leaves_the_line_is_not_computed(serving, held, wait_until, 
         assert first.result().status_code == 200
     assert live.client.post("/predict", json={"text": "next"}).status_code == 200
     assert held.seen == ["first", "next"]
+
+
+def test_a_request_at_a_shut_gate_waits_and_counts_from_its_head(serving, tiny_explainer):
+    live = serving(tiny_explainer)
+    live.backend.gate.shut()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(live.client.post, "/predict", json={"text": "great"})
+        time.sleep(0.2)
+        assert not waiting.done()
+        live.backend.gate.open()
+        answer = waiting.result()
+    assert answer.status_code == 200
+    assert server_timing(answer.headers["server-timing"])["total"] >= 150
+
+
+def test_a_client_that_leaves_at_a_shut_gate_is_not_computed(serving, held, wait_until, caplog):
+    live = serving(held)
+    live.backend.gate.shut()
+    host, port = live.url.removeprefix("http://").split(":")
+    body = b'{"text": "leaver"}'
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        wait_until(lambda: live.backend.gate.crowded)
+    wait_until(lambda: not live.server.server_state.connections)
+    live.backend.gate.open()
+    assert live.client.post("/predict", json={"text": "next"}).status_code == 200
+    assert held.seen == ["next"]
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+def test_a_request_at_a_shut_gate_is_answered_at_the_end(serving, tiny_explainer, wait_until):
+    live = serving(tiny_explainer, drain_delay=0)
+    live.backend.gate.shut()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(live.client.post, "/predict", json={"text": "great"})
+        wait_until(lambda: live.backend.gate.crowded)
+        live.server.handle_exit(signal.SIGTERM, None)
+        assert waiting.result().status_code == 200
 
 
 def test_a_connection_keeps_nothing_of_its_requests():

@@ -73,6 +73,21 @@ def line():
     return Line()
 
 
+@pytest.mark.parametrize(
+    ("rows", "urgent", "tokens", "crowded"),
+    [
+        (15, True, RUN, False),
+        (16, True, RUN, True),
+        (16, True, 513, False),
+        (64, False, RUN, False),
+    ],
+)
+def test_a_run_is_not_disturbed_where_much_urgent_waits(line, rows, urgent, tokens, crowded):
+    """A quarter of 32 runs; and never for longer than a usual run."""
+    line.add_rows(rows, urgent=urgent)
+    assert line.turns.crowded(tokens) == crowded
+
+
 def test_a_text_alone_goes_its_way(line):
     line.put(1)
     assert line.all_of_it() == ["text", "run", "words"]
