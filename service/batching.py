@@ -190,10 +190,10 @@ class Scheduler:
 
     @property
     def waiting_seconds(self) -> float:
-        """How long the oldest row has waited; 0 where there is none."""
+        """How long the row has waited that has done so longest; 0 where there is none."""
         with self._lock:
-            oldest = self._rows.oldest
-            return 0.0 if oldest is None else time.monotonic() - oldest.owner.since
+            now = time.monotonic()
+            return max((now - entry.owner.since for entry in self._rows), default=0.0)
 
     @property
     def waiting_tokens(self) -> float:
@@ -338,7 +338,8 @@ class Scheduler:
             _log.error("a run of the graph: %s", type(error).__name__)
             for entry in batch:
                 self._finish(entry.owner, _as_exception(error))
-        self._gate.open()
+        finally:
+            self._gate.open()
         with self._lock:
             self._running = False
             for task in ready:

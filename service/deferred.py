@@ -24,10 +24,6 @@ class Deferred:
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._most = most
 
-    def __bool__(self) -> bool:
-        """Whether any wait."""
-        return bool(self._calls)
-
     def add(self, call: Callable[[*Ts], object], *arguments: *Ts) -> None:
         """Adds a call, whose arguments stay as they are until it is made."""
         self._calls.append((call, arguments))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -68,7 +68,7 @@ class RowQueue(Generic[OwnerT]):
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._groups: dict[_Key, deque[tuple[int, Entry[OwnerT]]]] = {}
-        self._count = 0  # of all that ever came first
+        self._count = 0  # of all rows that were the first of their owners
         self._rows = {True: 0, False: 0}  # that wait, urgent and not
         self._tokens = {True: 0, False: 0}  # of those
         self._owed = 0.0  # tokens of background work
@@ -76,6 +76,9 @@ class RowQueue(Generic[OwnerT]):
 
     def __len__(self) -> int:
         return sum(self._rows.values())
+
+    def __iter__(self) -> Iterator[Entry[OwnerT]]:
+        return (entry for group in self._groups.values() for _, entry in group)
 
     @property
     def tokens(self) -> int:
@@ -86,12 +89,6 @@ class RowQueue(Generic[OwnerT]):
     def urgent_tokens(self) -> int:
         """Padded tokens of the urgent rows; 0 where there are none."""
         return self._tokens[True]
-
-    @property
-    def oldest(self) -> Entry[OwnerT] | None:
-        """The row that came first of all that wait."""
-        heads = [group[0] for group in self._groups.values() if group]
-        return min(heads, key=lambda head: head[0])[1] if heads else None
 
     def add(self, entries: Iterable[Entry[OwnerT]], since: int | None = None) -> int:
         """Puts rows at the end, or where earlier ones of their owner were.
