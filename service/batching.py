@@ -280,7 +280,7 @@ class Scheduler:
                 task.outputs, task.missing = [None] * len(rows), len(rows)
                 urgent = task.ticket.urgent
                 entries = [Entry(row, task, place, urgent) for place, row in enumerate(rows)]
-                task.age = self._rows.add(entries, task.age)
+                task.line = self._rows.add(entries, task.line)
                 self._admission.queued(task.ticket, size.padded)
                 if not worker.runs and not self._running:
                     self._crew.call_runner()

@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from models.answer import Row
 
 FLOOR = 0.1  # of the computed tokens, for background rows while urgent ones wait
-_AGE = itemgetter(0)
+_PLACE = itemgetter(0)  # in the line
 
 
 class Owner(Protocol):
@@ -90,24 +90,24 @@ class RowQueue(Generic[OwnerT]):
         """Padded tokens of the urgent rows; 0 where there are none."""
         return self._tokens[True]
 
-    def add(self, entries: Iterable[Entry[OwnerT]], since: int | None = None) -> int:
-        """Puts rows at the end, or where earlier ones of their owner were.
+    def add(self, entries: Iterable[Entry[OwnerT]], place: int | None = None) -> int:
+        """Puts rows at the end of the line, or where earlier ones of their owner were.
 
         Args:
             entries: rows of one owner.
-            since: the age of those earlier ones, None for the first.
+            place: of those earlier ones, None for the first.
 
         Returns:
-            Their age: how many had come before them.
+            Their place: how many rows had come before them.
         """
-        age = self._count if since is None else since
+        first, place = place is None, self._count if place is None else place
         for entry in entries:
             key = _Key(entry.urgent, entry.row.explain, entry.row.bucket)
-            insort(self._groups.setdefault(key, deque()), (age, entry), key=_AGE)
-            self._count += since is None
+            insort(self._groups.setdefault(key, deque()), (place, entry), key=_PLACE)
+            self._count += first
             self._rows[key.urgent] += 1
             self._tokens[key.urgent] += key.bucket
-        return age
+        return place
 
     def take(self) -> tuple[list[Entry[OwnerT]], list[Entry[OwnerT]]]:
         """Removes the rows of the next batch.

@@ -33,7 +33,7 @@ class Request:
         arrival: seconds from the start.
         left: rounds of rows that have not been asked for, the next one last.
         missing: rows of the round that has been, which have not been run.
-        age: of its rows, see `service.rows.RowQueue`.
+        line: the place of its rows, see `service.rows.RowQueue.add`.
         done: when the last of all was run, in seconds from the start.
         wanted: whether somebody waits; here somebody always does.
     """
@@ -41,7 +41,7 @@ class Request:
     arrival: float
     left: list[Sequence[Row]]
     missing: int = 0
-    age: int | None = None
+    line: int | None = None
     done: float = field(default=float("nan"))
     wanted: bool = True
 
@@ -71,7 +71,7 @@ def simulate(
         rows = owner.left.pop()
         owner.missing = len(rows)
         entries = [Entry(row, owner, place, True) for place, row in enumerate(rows)]
-        owner.age = queue.add(entries, owner.age)
+        owner.line = queue.add(entries, owner.line)
 
     while coming < len(requests) or len(queue):
         if not len(queue):  # idle until the next one

@@ -39,13 +39,13 @@ def test_the_oldest_row_says_which_bucket_comes_next():
 def test_later_rows_of_an_owner_are_as_old_as_its_first():
     queue: RowQueue[Asker] = RowQueue(8)
     first = [entry(), entry(30)]
-    since = queue.add(first)
+    place = queue.add(first)
     younger = [entry(), entry(30), entry(40)]
     for one in younger:
         queue.add([one])
     assert queue.take()[0] == [first[0]]
     again = [entry(), entry(60)]
-    assert queue.add(again, since) == since
+    assert queue.add(again, place) == place
     assert {id(one) for one in queue} == {id(one) for one in (first[1], *younger, *again)}
     early = [queue.take()[0][0] for _ in range(3)]
     assert {id(one) for one in early} == {id(one) for one in (first[1], *again)}
