@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle import Bundle, Golden, MismatchError
-from models.session import OnnxSession, Outputs
+from models.session import OnnxSession
 from models.text import (
     Document,
     IntArray,
@@ -35,6 +35,27 @@ Result = TypeVar("Result")
 PREDICTED: Final = -1  # as a target: the class that is predicted
 
 
+class LabelSoFar:
+    """The class of a document as far as its windows have been run.
+
+    Its rows share one, so that few windows explain a class that is not the document's. It is read
+    when a run begins and told when it ends, and runs of one document come one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._logits: FloatArray | None = None  # [C], the sum
+
+    @property
+    def target(self) -> int:
+        """The class, `PREDICTED` before the first run."""
+        return PREDICTED if self._logits is None else int(self._logits.argmax())
+
+    def add(self, logits: npt.NDArray[np.float32]) -> None:
+        """Takes in what one window says, [C]."""
+        known = 0.0 if self._logits is None else self._logits
+        self._logits = known + logits.astype(np.float64)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
     """What one row of a run of the graph takes.
@@ -43,11 +64,13 @@ class Row:
         input_ids: int64 [t].
         target: the class to explain, `PREDICTED` for the row's own.
         explain: whether to explain at all.
+        label: instead of `target`, the class that is known when the row is run.
     """
 
     input_ids: IntArray
     target: int = PREDICTED
     explain: bool = True
+    label: LabelSoFar | None = None
 
     @property
     def bucket(self) -> int:
@@ -55,9 +78,25 @@ class Row:
         return bucket_length(len(self.input_ids))
 
 
-# Yields rows, is sent the outputs of each without the batch axis and without pads (logits [C] and,
-# empty unless explained, weights [t] and label_probs [t, 5]), and returns its result.
-Flow = Generator[list[Row], list[Outputs], Result]
+@dataclass(frozen=True, slots=True, eq=False)
+class RowOutputs:
+    """What a run of the graph gives for one row, see `models.session.Outputs`.
+
+    Attributes:
+        target: the class that was explained.
+        logits: float32 [C].
+        weights: float32 [t], empty unless explained.
+        label_probs: float32 [t, 5], likewise.
+    """
+
+    target: int
+    logits: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32]
+    label_probs: npt.NDArray[np.float32]
+
+
+# Yields rows, is sent the outputs of each, in order, and returns its result.
+Flow = Generator[list[Row], list[RowOutputs], Result]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,15 +145,13 @@ def answer_flow(document: Document, target: int = PREDICTED) -> Flow[Answer]:
         document: of W windows.
         target: the class to explain; `PREDICTED` is the class that the whole document is given.
     """
-    found = yield [Row(window.input_ids, target) for window in document.windows]
+    several = target == PREDICTED and len(document.windows) > 1
+    so_far = LabelSoFar() if several else None
+    found = yield [Row(window.input_ids, target, label=so_far) for window in document.windows]
     logits = _mean_logits(found)
     label = int(logits.argmax())
-    # A window explained its own class; where the document's is another, it is asked again.
-    stray = [
-        place
-        for place, outputs in enumerate(found)
-        if target == PREDICTED and outputs.logits.argmax() != label
-    ]
+    # A window explained what its document's class was thought to be; if wrongly, it is asked again.
+    stray = [place for place, outputs in enumerate(found) if several and outputs.target != label]
     if stray:
         again = yield [Row(document.windows[place].input_ids, label) for place in stray]
         for place, outputs in zip(stray, again, strict=True):
@@ -124,26 +161,32 @@ def answer_flow(document: Document, target: int = PREDICTED) -> Flow[Answer]:
     return Answer(logits, *merge_outputs(document, weights, label_probs))
 
 
-def run_rows(session: OnnxSession, pad_id: int, rows: Sequence[Row]) -> list[Outputs]:
+def run_rows(session: OnnxSession, pad_id: int, rows: Sequence[Row]) -> list[RowOutputs]:
     """Runs the graph once, on rows of one bucket that are all explained or all not."""
     input_ids, mask = pad_rows([row.input_ids for row in rows], rows[0].bucket, pad_id)
-    targets = np.array([row.target for row in rows], dtype=np.int64)
-    outputs = session.run(input_ids, mask, targets, explain=rows[0].explain)
-    sizes = [len(row.input_ids) if row.explain else 0 for row in rows]
-    # Copies, or each short row would keep its whole batch in memory.
-    return [
-        Outputs(
-            outputs.logits[place].copy(),
-            outputs.weights[place, :size].copy(),
-            outputs.label_probs[place, :size].copy(),
+    asked = [row.target if row.label is None else row.label.target for row in rows]
+    outputs = session.run(input_ids, mask, np.array(asked, dtype=np.int64), explain=rows[0].explain)
+    found = []
+    for place, (row, target) in enumerate(zip(rows, asked, strict=True)):
+        logits = outputs.logits[place].copy()
+        if row.label is not None:
+            row.label.add(logits)
+        size = len(row.input_ids) if row.explain else 0
+        # Copies, or each short row would keep its whole batch in memory.
+        found.append(
+            RowOutputs(
+                int(logits.argmax()) if target == PREDICTED else target,
+                logits,
+                outputs.weights[place, :size].copy(),
+                outputs.label_probs[place, :size].copy(),
+            )
         )
-        for place, size in enumerate(sizes)
-    ]
+    return found
 
 
 def run_flows(
     flows: Iterable[Flow[Result]],
-    run: Callable[[Sequence[Row]], list[Outputs]],
+    run: Callable[[Sequence[Row]], list[RowOutputs]],
     max_tokens: int,
 ) -> list[Result]:
     """Drives flows to their ends, all at a time.
@@ -157,7 +200,7 @@ def run_flows(
         What each flow returned, in order.
     """
     waiting = list(enumerate(flows))
-    outputs: dict[int, list[Outputs]] = {}  # a fresh flow has none, and is sent None
+    outputs: dict[int, list[RowOutputs]] = {}  # a fresh flow has none, and is sent None
     results: dict[int, Result] = {}
     while waiting:
         wanted: dict[int, list[Row]] = {}
@@ -258,10 +301,10 @@ def check_golden(bundle: Bundle, session: OnnxSession, encoder: TextEncoder) -> 
 
 
 def _run_all(
-    rows: Sequence[Row], run: Callable[[Sequence[Row]], list[Outputs]], max_tokens: int
-) -> list[Outputs]:
+    rows: Sequence[Row], run: Callable[[Sequence[Row]], list[RowOutputs]], max_tokens: int
+) -> list[RowOutputs]:
     """Runs any rows in batches of one bucket and a bounded number of tokens."""
-    found: dict[int, Outputs] = {}
+    found: dict[int, RowOutputs] = {}
     for explain in (True, False):
         chosen = [number for number, row in enumerate(rows) if row.explain == explain]
         lengths = [len(rows[number].input_ids) for number in chosen]
@@ -272,7 +315,7 @@ def _run_all(
     return [found[number] for number in range(len(rows))]
 
 
-def _mean_logits(windows: Sequence[Outputs]) -> FloatArray:
+def _mean_logits(windows: Sequence[RowOutputs]) -> FloatArray:
     if len(windows) == 1:
         return windows[0].logits.astype(np.float64) + 0.0  # -0.0 becomes 0.0, as in a mean
     stacked = np.stack([window.logits for window in windows])  # [windows, C]

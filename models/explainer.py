@@ -19,6 +19,7 @@ from models.answer import (
     FloatArray,
     Flow,
     Row,
+    RowOutputs,
     answer_flow,
     check_golden,
     logits_flow,
@@ -28,7 +29,7 @@ from models.answer import (
 from models.bundle import Bundle, MismatchError
 from models.device import shipped_bundle
 from models.rationale import Span, WordScores, rationale_spans
-from models.session import DeviceName, OnnxSession, Outputs
+from models.session import DeviceName, OnnxSession
 from models.text import Document, TextEncoder
 
 
@@ -248,7 +249,7 @@ class Explainer:
             "log_odds_drop": float(log_odds[0] - log_odds[1]),
         }
 
-    def run(self, rows: Sequence[Row]) -> list[Outputs]:
+    def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
         """Run the graph once, on rows of one bucket that are all explained or all not."""
         return run_rows(self.session, self.encoder.pad_id, rows)
 

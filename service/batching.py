@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from models.answer import Flow, Row
-from models.session import Outputs
+from models.answer import Flow, Row, RowOutputs
 from service.admission import Admission
 from service.gate import Gate
 from service.lanes import Crew, Job, Lane, Worker
@@ -382,7 +381,7 @@ class Scheduler:
                 task.missing -= 1
             return [task for task in tasks if not task.missing and not task.finished]
 
-    def _outputs(self, rows: Sequence[Row]) -> list[Outputs | Exception]:
+    def _outputs(self, rows: Sequence[Row]) -> list[RowOutputs | Exception]:
         """Runs rows together; where that fails, each alone, to find the bad one."""
         start = time.monotonic()
         try:

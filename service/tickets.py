@@ -7,9 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from models.answer import Flow, Row
+from models.answer import Flow, Row, RowOutputs
 from models.explainer import Explanation
-from models.session import Outputs
 
 LONG_CHARS = 20_000  # texts from here on are tokenised apart
 _MOST_STRETCHES = 128  # that a journal keeps: a book has as many runs
@@ -35,7 +34,7 @@ class TextExplainer(Protocol):
     def verification_flow(self, explanation: Explanation) -> Flow[dict[str, float]]:
         """The way to what the rationale is worth."""
 
-    def run(self, rows: Sequence[Row]) -> list[Outputs]:
+    def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
         """Runs the graph once, on rows of one bucket that are all explained or all not."""
 
 
@@ -200,7 +199,7 @@ class Task:
     place: int  # among the texts of the request
     chars: int
     flow: Flow[Reply]
-    outputs: list[Outputs | None] = field(default_factory=list)  # of the rows it waits for
+    outputs: list[RowOutputs | None] = field(default_factory=list)  # of the rows it waits for
     missing: int = 0
     line: int | None = None  # the place of its rows, see `service.rows.RowQueue.add`
     error: Exception | None = None  # of a run

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.answer import Row, answer_flow
+from models.answer import Answer, Flow, Row, RowOutputs, answer_flow, run_flows
 from models.explainer import Explainer
-from models.session import Outputs
 from tests.bench.load import Load, arrivals, clock, flood, in_turn, predict
 from tests.bench.queue import BatchTimes, Rounds, simulate
 from tests.bench.results import ratio, rounded
@@ -26,12 +25,17 @@ def first_rows(explainer: Explainer, text: str) -> list[Row]:
 
 def all_rows(explainer: Explainer, text: str) -> Rounds:
     """The rows of a text, and those that are asked again: it is answered to find out."""
-    flow, rounds = answer_flow(explainer.encode(text)), []
-    outputs: list[Outputs] | None = None
-    with contextlib.suppress(StopIteration):
-        while True:
-            rounds.append(flow.send(outputs))  # type: ignore[arg-type] # None begins
-            outputs = [explainer.run([row])[0] for row in rounds[-1]]
+    rounds: list[list[Row]] = []
+
+    def noted(flow: Flow[Answer]) -> Flow[None]:
+        outputs: list[RowOutputs] | None = None
+        with contextlib.suppress(StopIteration):
+            while True:
+                rounds.append(flow.send(outputs))  # type: ignore[arg-type] # None begins
+                outputs = yield rounds[-1]
+
+    flows = [noted(answer_flow(explainer.encode(text)))]
+    run_flows(flows, explainer.run, explainer.session.batch_tokens)
     return rounds
 
 

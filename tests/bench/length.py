@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from models.answer import Row, run_flows
+from models.answer import Row, RowOutputs, run_flows
 from models.explainer import Explainer
-from models.session import Outputs
 from service.settings import Settings
 from tests.bench.results import finish, say
 from tests.bench.texts import random_text
@@ -84,7 +83,7 @@ def count_rows(explainer: Explainer, text: str) -> int:
     """How many rows the graph runs for a text, second runs with them."""
     count = 0
 
-    def run(rows: Sequence[Row]) -> list[Outputs]:
+    def run(rows: Sequence[Row]) -> list[RowOutputs]:
         nonlocal count
         count += len(rows)
         return explainer.run(rows)

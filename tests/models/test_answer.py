@@ -1,7 +1,17 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
-from models.answer import PREDICTED, answer_documents, document_logits, make_golden
+from models.answer import (
+    PREDICTED,
+    answer_documents,
+    answer_flow,
+    document_logits,
+    make_golden,
+    run_flows,
+    run_rows,
+)
 from models.text import Document, bucket_length
 
 DISAGREE = "terrible " * 40 + "wonderful " * 70  # POS, though it begins with NEG
@@ -48,6 +58,36 @@ def test_windows_that_disagree_are_asked_for_the_document_label(tiny_explainer, 
     assert (answer.weights[:40] < 0).all()
     assert (answer.weights[40:] > 0).all()
     assert recorder.targets == [[PREDICTED] * 5, [1, 1]]  # the first two say NEG by themselves
+
+
+def answered(session, encoder, document, windows, target=PREDICTED):
+    """The answer when so many windows are run at a time."""
+    longest = max(bucket_length(len(window.input_ids)) for window in document.windows)
+    run = partial(run_rows, session, encoder.pad_id)
+    (answer,) = run_flows([answer_flow(document, target)], run, windows * longest)
+    return answer
+
+
+def test_later_windows_are_asked_for_the_label_so_far(tiny_explainer, tiny_values, recorder):
+    document = tiny_explainer.encode(DISAGREE)
+    table = list(tiny_values.values())
+    totals = [sum(table[piece] for piece in window.input_ids) for window in document.windows]
+    so_far = [int(total > 0) for total in np.cumsum(totals)]
+    answered(recorder, tiny_explainer.encoder, document, 1)
+    assert so_far == [0, 0, 0, 1, 1]
+    assert recorder.targets == [[PREDICTED], [0], [0], [0], [1], [1], [1], [1], [1]]
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3, 9])
+def test_answers_do_not_depend_on_what_was_asked_first(tiny_explainer, windows):
+    session, encoder = tiny_explainer.session, tiny_explainer.encoder
+    for text in (DISAGREE, "wonderful " * 40 + "terrible " * 70):
+        document, label = encoder.encode(text), int(text == DISAGREE)
+        answer = answered(session, encoder, document, windows)
+        expected = answered(session, encoder, document, 9, label)
+        assert answer.logits.argmax() == label
+        for name in ("logits", "weights", "label_probs"):
+            assert np.array_equal(getattr(answer, name), getattr(expected, name))
 
 
 def test_a_given_target_needs_one_run(tiny_explainer, recorder):

@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.answer import Flow, Row
+from models.answer import Flow, Row, RowOutputs
 from models.bundle import Bundle
 from models.explainer import Explainer, Explanation
-from models.session import OnnxSession, Outputs
+from models.session import OnnxSession
 from service.app import create_app
 from service.backend import Backend
 from service.server import Server, configure, listen
@@ -67,14 +67,14 @@ class HeldExplainer(Explainer):
             except StopIteration as end:
                 return end.value
 
-    def run(self, rows: Sequence[Row]) -> list[Outputs]:
+    def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
         assert self._alone.acquire(blocking=False)
         try:
             return self._run(rows)
         finally:
             self._alone.release()
 
-    def _run(self, rows: Sequence[Row]) -> list[Outputs]:
+    def _run(self, rows: Sequence[Row]) -> list[RowOutputs]:
         self.threads.append(threading.current_thread().name)
         texts = [self._texts.get(row, "") for row in rows]
         self.batches.append(texts)
