@@ -12,11 +12,18 @@ from models.device import available_threads
 from models.explainer import Explainer
 from models.session import DeviceError
 from service import errors
-from service.batching import CrewKind, Scheduler
-from service.gate import Gate
+from service.batching.gate import Gate
+from service.batching.scheduler import CrewKind, Scheduler
+from service.batching.tickets import (
+    ClosedError,
+    DeadlineError,
+    Outcome,
+    OverloadedError,
+    Query,
+    Wish,
+)
 from service.metrics import Metrics
 from service.settings import Settings
-from service.tickets import ClosedError, DeadlineError, Outcome, OverloadedError, Query, Wish
 
 _LOADING_SECONDS = 2.0  # a guess for Retry-After; the shipped bundle takes about as long
 _PATIENCE = 0.05  # seconds until there may be room

@@ -145,9 +145,9 @@ def _score(options: argparse.Namespace) -> int:
         raise ValueError("--max-words has no say beside --no-explain: leave one of them out")
     need(SERVING, "cpu")
     from models.explainer import Explainer
-    from service.columns import Columns
-    from service.score import check_paths, score
-    from service.work import ScoreOptions
+    from service.score.columns import Columns
+    from service.score.run import check_paths, score
+    from service.score.work import ScoreOptions
 
     check_paths(options.input, options.output)  # before a bundle is loaded, which takes seconds
     engine = _score_engine(options)
@@ -165,14 +165,14 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _score_engine(options: argparse.Namespace) -> Any:
-    from service.score import run_locally
+    from service.score.run import run_locally
 
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers {options.workers}: give at least 1")
     if options.engine == "local":
         return run_locally
     need(RAY, "ray")
-    from service.ray_engine import RayEngine, connect
+    from service.score.ray_engine import RayEngine, connect
 
     connect()  # before a large input is read in vain
     return RayEngine(options.workers, 1 if options.threads is None else options.threads)

@@ -10,9 +10,9 @@ from models.explainer import Explainer
 from models.rationale import to_html
 from models.views import one_line
 from service.backend import Backend
+from service.batching.tickets import Outcome, Reply
 from service.errors import Problem
 from service.schemas import Options
-from service.tickets import Outcome, Reply
 
 
 def prediction(reply: Reply, options: Options, bundle: Bundle) -> dict[str, Any]:

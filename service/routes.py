@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from models.bundle import Bundle
 from service import errors, metrics, render
 from service.backend import Backend
+from service.batching.tickets import Outcome, Query, Reply
 from service.errors import ProblemBody
 from service.middleware import ITEMS, STAGES
 from service.requests import (
@@ -39,7 +40,6 @@ from service.schemas import (
     wish,
 )
 from service.stream import MEDIA_TYPE, StreamResponse
-from service.tickets import Outcome, Query, Reply
 
 _EXAMPLE = "A slow start, but the last hour is really great."
 # Of an answer that is rendered in a few tenths of a millisecond.

@@ -20,9 +20,9 @@ from pydantic import (
 )
 
 from models.text import check_text
+from service.batching.tickets import Wish
 from service.errors import Fault, ProblemBody, describe
 from service.settings import Settings
-from service.tickets import Wish
 
 _MAX_LABEL_CHARS = 256
 _MAX_ID_CHARS = 256

@@ -19,11 +19,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import errors, render
 from service.backend import Backend, Phase
+from service.batching.tickets import Outcome, Query
 from service.errors import Problem
 from service.middleware import ITEMS
 from service.requests import parse, target_fault
 from service.schemas import BadItem, BatchItem, Options, read_item, wish
-from service.tickets import Outcome, Query
 
 MEDIA_TYPE = "application/x-ndjson"
 _WINDOW_ITEMS = 128

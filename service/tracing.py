@@ -40,10 +40,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
+from service.batching.tickets import JOURNAL, Journal
 from service.metrics import STAGES
 from service.middleware import ITEMS, METHODS, REQUEST_ID
 from service.settings import SettingsError
-from service.tickets import JOURNAL, Journal
 
 # Most that the last spans may take to be sent when the server ends. It comes after `drain_timeout`,
 # so it is short: a collector that answers takes a fraction of it.

@@ -128,7 +128,7 @@ def test_the_front_door_imports_only_what_every_install_has():
     assert not undeclared("l2e")
 
 
-@pytest.mark.parametrize("module", ["l2e", "models.explainer", "service.app", "service.score"])
+@pytest.mark.parametrize("module", ["l2e", "models.explainer", "service.app", "service.score.run"])
 def test_importing_what_is_served_loads_nothing_that_trains(module):
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = {name.split(".")[0] for name in _python("-c", code).split()}
@@ -137,7 +137,7 @@ def test_importing_what_is_served_loads_nothing_that_trains(module):
 
 
 def test_scoring_files_loads_no_web_framework():
-    loaded = _python("-c", "import sys, service.score; print(*sys.modules)").split()
+    loaded = _python("-c", "import sys, service.score.run; print(*sys.modules)").split()
     assert not {name.split(".")[0] for name in loaded} & {"fastapi", "pydantic", "pyarrow"}
 
 

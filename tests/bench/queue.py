@@ -1,9 +1,9 @@
 """A simulated server that never idles: what the queue alone costs, on measured batch times.
 
 One machine runs one batch at a time. Whenever it is free and something waits, it runs what the
-service's own rule picks (`service.rows.RowQueue`), and a batch takes as long as one of its shape
-did when it was measured. There is no tokenising, no HTTP and no other process: what a server with
-this rule takes longer on the same arrivals is its own.
+service's own rule picks (`service.batching.rows.RowQueue`), and a batch takes as long as one of its
+shape did when it was measured. There is no tokenising, no HTTP and no other process: what a server
+with this rule takes longer on the same arrivals is its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from models.answer import Row
 from models.explainer import Explainer
-from service.rows import Entry, RowQueue
+from service.batching.rows import Entry, RowQueue
 
 IntArray = npt.NDArray[np.int64]
 Rounds = Sequence[Sequence[Row]]  # rows that a text asks for together, one round after the other
@@ -33,7 +33,7 @@ class Request:
         arrival: seconds from the start.
         left: rounds of rows that have not been asked for, the next one last.
         missing: rows of the round that has been, which have not been run.
-        line: the place of its rows, see `service.rows.RowQueue.add`.
+        line: the place of its rows, see `service.batching.rows.RowQueue.add`.
         done: when the last of all was run, in seconds from the start.
         wanted: whether somebody waits; here somebody always does.
     """

@@ -17,10 +17,10 @@ import pytest
 from fastapi import Request
 
 from service.app import create_app
+from service.batching.tickets import Query, Wish
 from service.requests import GONE, while_connected
 from service.server import Server, configure, listen
 from service.settings import Settings
-from service.tickets import Query, Wish
 from tests.bench.servers import running_on
 from training.evaluation.timing import server_timing
 

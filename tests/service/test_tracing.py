@@ -27,10 +27,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from models.text import bucket_length
 from service.app import create_app
+from service.batching.tickets import Journal, Size, Stretch
 from service.metrics import STAGES
 from service.settings import Settings, SettingsError
 from service.stream import MEDIA_TYPE
-from service.tickets import Journal, Size, Stretch
 from service.tracing import STOP_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]

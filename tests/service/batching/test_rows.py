@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.answer import Row
-from service.rows import FLOOR, Entry, RowQueue
+from service.batching.rows import FLOOR, Entry, RowQueue
 
 
 @dataclass

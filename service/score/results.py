@@ -16,7 +16,7 @@ from typing import Any
 from models.explainer import Explanation
 from models.views import one_line
 
-# The columns of the flat formats, in their order; `service.parquet` has their types.
+# The columns of the flat formats, in their order; `service.score.parquet` has their types.
 FIELDS = ("index", "id", "status", "label", "score", "target", "rationale", "windows", "error")
 
 
@@ -74,11 +74,11 @@ def write_results(path: Path, suffix: str, shards: Iterable[bytes]) -> None:
 
     Args:
         path: to write to; another file there is replaced.
-        suffix: one of `service.tables.FORMATS`.
+        suffix: one of `service.score.tables.FORMATS`.
         shards: lines of JSON, see `to_line`.
     """
     if suffix == ".parquet":
-        from service import parquet  # noqa: PLC0415 - of an extra
+        from service.score import parquet  # noqa: PLC0415 - of an extra
 
         parquet.write_rows(path, _flat_rows(shards))
         return

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from service.columns import Columns, Record, TableError, scalar
+from service.score.columns import Columns, Record, TableError, scalar
 
 SCHEMA = pa.schema(
     [

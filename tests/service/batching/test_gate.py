@@ -3,7 +3,7 @@
 import asyncio
 from contextvars import ContextVar
 
-from service.gate import Gate
+from service.batching.gate import Gate
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 

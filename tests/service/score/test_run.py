@@ -18,13 +18,13 @@ from pyarrow import parquet
 
 from l2e import main
 from models import bundle
-from service.columns import Columns
-from service.score import run_locally, score
-from service.shards import Counts, WorkError, open_work
-from service.tables import MAX_CHARS, MAX_LINE, read_rows
-from service.work import SHARD_CHARS, ScoreOptions, survey
+from service.score.columns import Columns
+from service.score.run import run_locally, score
+from service.score.shards import Counts, WorkError, open_work
+from service.score.tables import MAX_CHARS, MAX_LINE, read_rows
+from service.score.work import SHARD_CHARS, ScoreOptions, survey
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 FLAT = ("index", "id", "status", "label", "score", "target", "rationale", "windows", "error")
 ROWS = [
@@ -672,8 +672,8 @@ MEMORY = """
 import sys
 from pathlib import Path
 from models.explainer import Explainer
-from service.score import score
-from service.work import ScoreOptions
+from service.score.run import score
+from service.score.work import ScoreOptions
 from tests.service.conftest import CannedExplainer
 
 folder, bundle = map(Path, sys.argv[1:])

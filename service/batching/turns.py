@@ -8,9 +8,9 @@ other, the more the more waits; where few urgent texts do, their answers go out 
 
 from __future__ import annotations
 
-from service.lanes import Lane
-from service.rows import RowQueue
-from service.tickets import Task
+from service.batching.lanes import Lane
+from service.batching.rows import RowQueue
+from service.batching.tickets import Task
 
 # Runs of which half come in a row, or their tokens where a run has more than usual: half a second
 # with the shipped bundle. With half as many the server answers about a hundredth less.

@@ -29,9 +29,9 @@ from models.bundle import CONFIG, MANIFEST, MODEL, TOKENIZER, Bundle, MismatchEr
 from models.cluster import attempt, results, start_attempts
 from models.explainer import Explainer
 from models.session import DeviceName
-from service.shards import Counts
-from service.tables import InputRow
-from service.work import Done, Job, Work
+from service.score.shards import Counts
+from service.score.tables import InputRow
+from service.score.work import Done, Job, Work
 
 IN_FLIGHT = 1 << 25  # bytes per worker in Ray's object store: shards that wait, and results
 

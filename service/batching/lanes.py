@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.tickets import Task
+from service.batching.tickets import Task
 
 _HEAD_START = 1.0  # seconds by which urgent texts go before others
 

@@ -1,7 +1,7 @@
 """`l2e score`: labels and explains every row of a file, in shards, from where it was killed.
 
 An undisturbed run and one that was killed any number of times write the same bytes; see
-`service.work` for why.
+`service.score.work` for why.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ from typing import Any, Protocol
 
 from models.explainer import Explainer
 from models.progress import TextProgress
-from service.results import check_cell, write_results
-from service.shards import Counts, WorkFolder, exists_already, open_work, work_path
-from service.tables import format_of
-from service.work import SHARD_CHARS, SHARD_ROWS, VERSION, Done, ScoreOptions, Source, Work, survey
+from service.score.results import check_cell, write_results
+from service.score.shards import Counts, WorkFolder, exists_already, open_work, work_path
+from service.score.tables import format_of
+from service.score.work import (
+    SHARD_CHARS,
+    SHARD_ROWS,
+    VERSION,
+    Done,
+    ScoreOptions,
+    Source,
+    Work,
+    survey,
+)
 
 
 class Engine(Protocol):

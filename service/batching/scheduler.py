@@ -6,9 +6,9 @@ rows wait in one queue, where those of all requests are mixed into batches for t
 one batch at a time. Two equal threads share all of this, so that one tokenises while the other runs
 the graph, and a text that comes alone stays with one thread from its start to its end: on an idle
 server each change of thread would cost it a tenth of a millisecond. Where there is one core, one
-thread does both in turns (see `service.turns`). Long texts are tokenised by another, so that a book
-holds up nobody else's sentence. Requests are refused at the door when their answers would come too
-late, and what nobody waits for any more is not computed.
+thread does both in turns (see `service.batching.turns`). Long texts are tokenised by another, so
+that a book holds up nobody else's sentence. Requests are refused at the door when their answers
+would come too late, and what nobody waits for any more is not computed.
 """
 
 import asyncio
@@ -21,12 +21,11 @@ from functools import partial
 from typing import Literal
 
 from models.answer import Flow, Row, RowOutputs
-from service.admission import Admission
-from service.gate import Gate
-from service.lanes import Crew, Job, Lane, Worker
-from service.metrics import Metrics
-from service.rows import Entry, RowQueue
-from service.tickets import (
+from service.batching.admission import Admission
+from service.batching.gate import Gate
+from service.batching.lanes import Crew, Job, Lane, Worker
+from service.batching.rows import Entry, RowQueue
+from service.batching.tickets import (
     JOURNAL,
     ClosedError,
     DeadlineError,
@@ -39,7 +38,8 @@ from service.tickets import (
     Ticket,
     Wish,
 )
-from service.turns import Turns
+from service.batching.turns import Turns
+from service.metrics import Metrics
 
 CrewKind = Literal["equal", "alone", "apart"]
 

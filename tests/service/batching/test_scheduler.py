@@ -8,10 +8,10 @@ import pytest
 from models.answer import Flow
 from models.explainer import Explainer
 from service.backend import crew_for
-from service.batching import Scheduler
-from service.gate import Gate
-from service.lanes import Lane
-from service.tickets import (
+from service.batching.gate import Gate
+from service.batching.lanes import Lane
+from service.batching.scheduler import Scheduler
+from service.batching.tickets import (
     LONG_CHARS,
     ClosedError,
     DeadlineError,

@@ -18,12 +18,12 @@ import pytest
 from models import bundle
 from models.bundle import CorruptFileError, MismatchError
 from models.explainer import Explainer
-from service.score import run_locally, score
-from service.shards import WorkError
-from service.tables import InputRow
-from service.work import SHARD_CHARS, Job, ScoreOptions
+from service.score.run import run_locally, score
+from service.score.shards import WorkError
+from service.score.tables import InputRow
+from service.score.work import SHARD_CHARS, Job, ScoreOptions
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHARDS = 8
 WIDE_BLANK = "\u3000"  # three bytes
 # The work of a test's engine: it notes in `folder` who does what, and in a worker waits until there
@@ -32,7 +32,7 @@ MODULE = """
 import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from service.work import Work
+from service.score.work import Work
 
 DONE = []
 
@@ -145,7 +145,7 @@ def cluster(folder):
 def engine(cluster, folder, monkeypatch):
     """An engine on the cluster: `engine(Killed, notes, workers=2)`."""
     monkeypatch.syspath_prepend(folder)
-    from service.ray_engine import RayEngine
+    from service.score.ray_engine import RayEngine
 
     def make(kind, notes, **settings):
         watched = importlib.import_module("l2e_ray_watched")
@@ -255,7 +255,7 @@ def test_a_run_that_is_given_up_frees_its_processors(
 
 def test_the_reader_waits_for_the_workers(engine, tiny_explainer, tmp_path):
     """Or the whole input would lie in memory."""
-    from service.ray_engine import IN_FLIGHT
+    from service.score.ray_engine import IN_FLIGHT
 
     line = json.dumps({"text": WIDE_BLANK * SHARD_CHARS}, ensure_ascii=False)
     (tmp_path / "in.jsonl").write_text(f"{line}\n" * 60, encoding="utf-8")
@@ -291,7 +291,7 @@ def module():
     """The module of the engine; its import warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from service import ray_engine
+        from service.score import ray_engine
     return ray_engine
 
 

@@ -201,7 +201,7 @@ class Task:
     flow: Flow[Reply]
     outputs: list[RowOutputs | None] = field(default_factory=list)  # of the rows it waits for
     missing: int = 0
-    line: int | None = None  # the place of its rows, see `service.rows.RowQueue.add`
+    line: int | None = None  # the place of its rows, see `service.batching.rows.RowQueue.add`
     error: Exception | None = None  # of a run
     finished: bool = False
     stages: dict[str, float] = field(default_factory=dict)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from models.explainer import Explainer, Explanation
 from models.text import check_text
-from service.columns import Columns
-from service.results import answered, check_cell, failed, to_line
-from service.shards import Counts, WorkError
-from service.tables import InputRow, read_rows
+from service.score.columns import Columns
+from service.score.results import answered, check_cell, failed, to_line
+from service.score.shards import Counts, WorkError
+from service.score.tables import InputRow, read_rows
 
 # Of a shard, whichever comes first; a killed run loses at most the shard it was in.
 SHARD_ROWS = 1_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from service.tickets import OverloadedError, Ticket
+from service.batching.tickets import OverloadedError, Ticket
 
 
 class Average:

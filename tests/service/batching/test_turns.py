@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from models.answer import Flow, Row
-from service.batching import Scheduler
-from service.lanes import Lane
-from service.rows import Entry, RowQueue
-from service.tickets import LONG_CHARS, Query, Reply, Task, Ticket, Wish
-from service.turns import Turns
+from service.batching.lanes import Lane
+from service.batching.rows import Entry, RowQueue
+from service.batching.scheduler import Scheduler
+from service.batching.tickets import LONG_CHARS, Query, Reply, Task, Ticket, Wish
+from service.batching.turns import Turns
 
 RUN = 64  # padded tokens
 

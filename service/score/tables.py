@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from service.columns import Columns, Record, TableError, scalar
+from service.score.columns import Columns, Record, TableError, scalar
 
 FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
 MAX_CHARS = 1_000_000  # of a text, as the HTTP API has it; a longer one is an error of its row
@@ -66,7 +66,7 @@ def read_rows(path: Path, columns: Columns) -> Iterator[InputRow]:
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Record]:
-    from service.parquet import read_records  # noqa: PLC0415 - of an extra
+    from service.score.parquet import read_records  # noqa: PLC0415 - of an extra
 
     return read_records(path, columns)
 

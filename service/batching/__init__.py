@@ -1,0 +1,1 @@
+"""Texts of many requests in batches of the graph, on a few threads."""

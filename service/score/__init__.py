@@ -1,0 +1,1 @@
+"""Files of texts, row by row: in shards that survive a kill, here or on a cluster."""
