@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import json
 import os
 import socket
@@ -33,6 +34,7 @@ from tests.bench.load import (
     in_turn,
     post,
     predict,
+    uninterrupted,
 )
 from tests.bench.memory import MemoryWatch, Sample, resident_megabytes, slope
 from tests.bench.queue import BatchTimes, measure_batches, simulate
@@ -226,6 +228,17 @@ def test_requests_of_a_clock_are_sent_when_they_are_due(running):
         assert one.due == due[one.number]
         assert one.sent >= one.due
         assert (one.answered is None) == (one.number % 2 == 1)
+
+
+def test_the_client_collects_nothing_while_it_measures():
+    def fails():
+        with uninterrupted():
+            assert not gc.isenabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert gc.isenabled()
 
 
 def test_a_server_may_hang_up_on_a_connection_that_asks_nothing():
