@@ -33,13 +33,17 @@ BoolArray = npt.NDArray[np.bool_]
 Result = TypeVar("Result")
 
 PREDICTED: Final = -1  # as a target: the class that is predicted
+# Summed log-odds by which a class leads before a document's next windows are explained for it: of
+# 2,151 windows of whole reviews, two a run, .046 were run twice, .054 with 0 and .061 with 12.
+_CLEAR: Final = 3.0
 
 
 class LabelSoFar:
     """The class of a document as far as its windows have been run.
 
-    Its rows share one, so that few windows explain a class that is not the document's. It is read
-    when a run begins and told when it ends, and runs of one document come one after the other.
+    Its rows share one, so that fewer windows explain a class that is not the document's; more do
+    only where a document turns late. It is read when a run begins and told when it ends, and runs
+    of one document come one after the other.
     """
 
     def __init__(self) -> None:
@@ -47,8 +51,11 @@ class LabelSoFar:
 
     @property
     def target(self) -> int:
-        """The class, `PREDICTED` before the first run."""
-        return PREDICTED if self._logits is None else int(self._logits.argmax())
+        """The class; `PREDICTED` before the first run, and while two classes are about equal."""
+        if self._logits is None:
+            return PREDICTED
+        second, first = np.sort(self._logits)[[-2, -1]]
+        return int(self._logits.argmax()) if first - second >= _CLEAR else PREDICTED
 
     def add(self, logits: npt.NDArray[np.float32]) -> None:
         """Takes in what one window says, [C]."""
@@ -83,7 +90,7 @@ class RowOutputs:
     """What a run of the graph gives for one row, see `models.session.Outputs`.
 
     Attributes:
-        target: the class that was explained.
+        target: the class that was explained, or would have been.
         logits: float32 [C].
         weights: float32 [t], empty unless explained.
         label_probs: float32 [t, 5], likewise.
@@ -168,11 +175,11 @@ def run_rows(session: OnnxSession, pad_id: int, rows: Sequence[Row]) -> list[Row
     outputs = session.run(input_ids, mask, np.array(asked, dtype=np.int64), explain=rows[0].explain)
     found = []
     for place, (row, target) in enumerate(zip(rows, asked, strict=True)):
+        # Copies, or each short row would keep its whole batch in memory.
         logits = outputs.logits[place].copy()
         if row.label is not None:
             row.label.add(logits)
         size = len(row.input_ids) if row.explain else 0
-        # Copies, or each short row would keep its whole batch in memory.
         found.append(
             RowOutputs(
                 int(logits.argmax()) if target == PREDICTED else target,

@@ -263,7 +263,8 @@ async def throughput(
     Returns:
         Medians over the passes with their quartiles, the share of one in the other (pass by pass),
         how many requests were answered and refused in all passes, and which share of the padded
-        tokens is of windows that both sides run a second time, for another label.
+        tokens is of windows that are run a second time, for another label, when a text is alone:
+        the bare loop runs these, the server those that fall to it.
     """
     raw, http, counts = [], [], Counter[str]()
     connections = 64 if each == 1 else 4

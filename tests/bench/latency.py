@@ -24,7 +24,7 @@ def first_rows(explainer: Explainer, text: str) -> list[Row]:
 
 
 def all_rows(explainer: Explainer, text: str) -> Rounds:
-    """The rows of a text, and those that are asked again: it is answered to find out."""
+    """The rows of a text alone, and those that are asked again: it is answered to find out."""
     rounds: list[list[Row]] = []
 
     def noted(flow: Flow[Answer]) -> Flow[None]:
@@ -40,10 +40,15 @@ def all_rows(explainer: Explainer, text: str) -> Rounds:
 
 
 def summary(load: Load, idle: float | None) -> dict[str, Any]:
-    """Latencies in milliseconds and over the idle median; None where nothing was answered."""
+    """Latencies in milliseconds and over the idle median; None where nothing was answered.
+
+    They count from when a request was due; how late the client sent it is there, too.
+    """
     p99 = load.quantile(0.99)
+    late = [1000 * (one.sent - one.due) for one in load.sent]
     return {
         **load.counts(),
+        "sent_late_p99_ms": rounded(float(np.quantile(late, 0.99)) if late else None, 2),
         "p50_ms": rounded(load.quantile(0.5), 1),
         "p99_ms": rounded(p99, 1),
         "idle_p50_ms": rounded(idle, 1),

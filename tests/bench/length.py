@@ -1,9 +1,10 @@
 """Whether a book costs as much per word as a chapter: label and rationale of long documents.
 
-    python -m tests.bench.length [--words 5000,50000] [--repeats 3] [--json FILE]
+    python -m tests.bench.length [--words 5000,50000] [--repeats 3] [--reviews 400] [--json FILE]
 
-The documents are random words, so that the share of windows that are labelled unlike the document,
-and explained in a second run, is the same for both lengths; `rows` counts all that were run.
+The documents are random words, whose label is settled after a few windows; `rows` counts all that
+were run, those that a label which came later made to be run again among them. Real reviews turn,
+and `reviews` says how many of their windows that costs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from models.answer import Row, RowOutputs, run_flows
 from models.explainer import Explainer
 from service.settings import Settings
+from tests.bench.precision import whole_reviews
 from tests.bench.results import finish, say
 from tests.bench.texts import random_text
 from training.evaluation.machine import machine
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
     parser.add_argument("--words", default="5000,50000", metavar="N,N")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--reviews", type=int, default=400, metavar="N")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     explainer = Explainer.load(options.bundle, device=Settings().device)
@@ -43,6 +46,7 @@ def main() -> None:
             "threads": explainer.session.threads,
             "repeats": options.repeats,
             **measure(explainer, counts, options.repeats),
+            "reviews": count_again(explainer, whole_reviews(options.reviews)),
         },
         options.json,
     )
@@ -77,6 +81,14 @@ def measure(explainer: Explainer, counts: Sequence[int], repeats: int) -> dict[s
             }
         )
     return {"rows": rows, "ratio": rows[-1]["ms_per_word"] / rows[0]["ms_per_word"]}
+
+
+def count_again(explainer: Explainer, texts: Sequence[str]) -> dict[str, int]:
+    """How many of the texts have several windows, how many windows these have, and rows are run."""
+    long = [text for text in texts if len(explainer.encode(text).windows) > 1]
+    windows = sum(len(explainer.encode(text).windows) for text in long)
+    rows = sum(count_rows(explainer, text) for text in long)
+    return {"texts": len(long), "windows": windows, "rows": rows}
 
 
 def count_rows(explainer: Explainer, text: str) -> int:

@@ -241,7 +241,7 @@ async def arrivals(port: int, requests: Sequence[bytes], due: Sequence[float]) -
             loop.call_soon_threadsafe(begin, number, float(at))
 
     loop, stopped = asyncio.get_running_loop(), threading.Event()
-    with uninterrupted():
+    with without_collector():
         start = time.perf_counter()
         try:
             # By a thread, because the event loop's own timers are up to a millisecond late.
@@ -256,14 +256,16 @@ async def arrivals(port: int, requests: Sequence[bytes], due: Sequence[float]) -
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Keeps the collector away, whose pauses of this client's would be counted as the server's."""
+def without_collector() -> Iterator[None]:
+    """Nothing is collected meanwhile: the client's own pauses would be counted as the server's."""
     gc.collect()
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_on:
+            gc.enable()
 
 
 async def timed(

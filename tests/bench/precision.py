@@ -118,19 +118,23 @@ def rows(openvino: Path | None) -> dict[str, tuple[str, str, str]]:
 
 def reviews(count: int, part: tuple[float, float]) -> list[str]:
     """Half of them sentences, half whole reviews, of one part of a fixed shuffle."""
-    return [
-        example.text
-        for source in ("rotten_tomatoes", "imdb")
-        for example in load(
-            DataSource(
-                path=REVIEWS,
-                where={"source": source},
-                replace={"<br />": " "},
-                part=part,
-                limit=max(2, count // 2),
-            )
-        )
-    ]
+    return _of("rotten_tomatoes", count // 2, part) + whole_reviews(count // 2, part)
+
+
+def whole_reviews(count: int, part: tuple[float, float] = (0.0, 1.0)) -> list[str]:
+    """Whole reviews, of one part of a fixed shuffle."""
+    return _of("imdb", count, part)
+
+
+def _of(source: str, count: int, part: tuple[float, float]) -> list[str]:
+    found = DataSource(
+        path=REVIEWS,
+        where={"source": source},
+        replace={"<br />": " "},
+        part=part,
+        limit=max(2, count),
+    )
+    return [example.text for example in load(found)]
 
 
 def make_bundles(bundle: Bundle, calibration: Sequence[str], work: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ import pytest
 
 from models.answer import (
     PREDICTED,
+    LabelSoFar,
     answer_documents,
     answer_flow,
     document_logits,
@@ -66,6 +67,20 @@ def answered(session, encoder, document, windows, target=PREDICTED):
     run = partial(run_rows, session, encoder.pad_id)
     (answer,) = run_flows([answer_flow(document, target)], run, windows * longest)
     return answer
+
+
+def test_the_label_so_far_has_to_be_clear():
+    label = LabelSoFar()
+    assert label.target == PREDICTED
+    for logits, target in (
+        ([0.0, 2.0, 1.0], PREDICTED),
+        ([0.0, 2.0, 1.5], PREDICTED),
+        ([0.0, 2.0, 0.4], 1),  # 6 against 2.9
+        ([0.0, -3.0, 0.4], PREDICTED),
+        ([9.0, 0.0, 0.0], 0),
+    ):
+        label.add(np.array(logits, dtype=np.float32))
+        assert label.target == target
 
 
 def test_later_windows_are_asked_for_the_label_so_far(tiny_explainer, tiny_values, recorder):

@@ -399,7 +399,7 @@ def rows(tmp_path_factory, tiny_explainer):
 # save their time), killed before its n-th change to the disk, then once more to its end.
 KILLER = """
 import os, shutil, signal, sys
-import l2e, onnxruntime, models.explainer, service.score
+import l2e, onnxruntime, models.explainer, service.score.run
 
 output, *arguments = sys.argv[1:]
 CHANGES = ("os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir")
