@@ -260,7 +260,12 @@ def test_available_threads():
 
 @pytest.mark.parametrize(
     ("name", "provider", "threads", "tokens"),
-    [("cpu", CPU, 1, 512), ("cpu", CPU, 16, 4096), ("cuda-graphs", CUDA, 2, 16_384)],
+    [
+        ("cpu", CPU, 1, 384),
+        ("cpu", CPU, 2, 512),
+        ("cpu", CPU, 16, 4096),
+        ("cuda-graphs", CUDA, 2, 16_384),
+    ],
 )
 def test_a_run_has_as_many_tokens_as_suit_the_device(name, provider, threads, tokens):
     assert Device(name, provider, "").batch_tokens(threads) == tokens
