@@ -56,13 +56,11 @@ class Device(NamedTuple):
     reason: str
 
     def batch_tokens(self, threads: int) -> int:
-        """Returns the padded tokens of one run with which a text is computed the quickest.
+        """Returns the padded tokens of one run with which texts are computed the quickest.
 
-        What each core works on should stay in its cache, and a run that is no quicker for being
-        long keeps others waiting. On one core of an AMD EPYC a token in int8 takes the least time
-        in runs of 256 to 400 tokens, and rows of 256 take no less in pairs than alone
-        (docs/results/serving.json: `batch_ms`); several threads share longer ones. That of CUDA is
-        a guess, for it has not been run.
+        What each core works on should stay in its cache. A single one gains next to nothing by runs
+        of more than 384 tokens, and who comes meanwhile waits for them (`tests.bench.limits`). That
+        of CUDA is a guess, for it has not been run.
         """
         return 16_384 if self.provider == CUDA else max(384, 256 * threads)
 

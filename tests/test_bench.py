@@ -21,7 +21,8 @@ from tests.bench.invariance import (
     of_explanation,
     texts_answered,
 )
-from tests.bench.latency import against_queue, all_rows, beside_graph
+from tests.bench.latency import against_queue, all_rows, beside_graph, summary
+from tests.bench.length import count_again
 from tests.bench.load import (
     Answer,
     Load,
@@ -34,6 +35,7 @@ from tests.bench.load import (
     in_turn,
     post,
     predict,
+    without_collector,
 )
 from tests.bench.memory import MemoryWatch, Sample, resident_megabytes, slope
 from tests.bench.queue import BatchTimes, measure_batches, simulate
@@ -231,11 +233,10 @@ def test_requests_of_a_clock_are_sent_when_they_are_due(running):
 
 def test_a_server_may_hang_up_on_a_connection_that_asks_nothing():
     """As uvicorn does after 5 seconds: the next request gets a connection of its own."""
-    connections, collects = [], []
+    connections = []
 
     async def once(reader, writer):
         connections.append(writer)
-        collects.append(gc.isenabled())  # in this process, while it measures
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         writer.close()
@@ -248,8 +249,54 @@ def test_a_server_may_hang_up_on_a_connection_that_asks_nothing():
     load = asyncio.run(measured())
     assert (len(load.seconds), load.refused) == (3, 0)
     assert len(connections) == 3
-    assert collects == [False] * 3
+
+
+def test_the_client_collects_nothing_while_it_measures():
+    collects = []
+
+    async def once(reader, writer):  # in the client's process
+        collects.append(gc.isenabled())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def measured():
+        async with await asyncio.start_server(once, "127.0.0.1") as found:
+            await arrivals(found.sockets[0].getsockname()[1], [get("/")], [0.0])
+
+    asyncio.run(measured())
+    assert collects == [False]
     assert gc.isenabled()
+
+
+def test_the_collector_is_on_again_after_a_failure():
+    with pytest.raises(KeyError), without_collector():
+        raise KeyError
+    assert gc.isenabled()
+
+
+def test_how_late_the_client_was():
+    sent = [Sent(0, 0.0, 0.001, 0.1), Sent(1, 1.0, 1.001, None)]
+    assert summary(Load(seconds=[0.1], refused=1, sent=sent), 50.0) == {
+        "answered": 1,
+        "refused": 1,
+        "sent_late_p99_ms": 1.0,
+        "p50_ms": 100.0,
+        "p99_ms": 100.0,
+        "idle_p50_ms": 50.0,
+        "p99_over_idle_p50": 2.0,
+    }
+    assert summary(Load(), None)["sent_late_p99_ms"] is None
+
+
+def test_windows_that_are_run_again_are_counted(tiny_explainer):
+    texts = ["a great story", "wonderful " * 110, "terrible " * 30 + "wonderful " * 50]
+    windows = [len(tiny_explainer.encode(text).windows) for text in texts]
+    found = count_again(tiny_explainer, texts)
+    assert windows[0] == 1
+    assert found["texts"] == 2
+    assert found["windows"] == sum(windows[1:])
+    assert found["rows"] > found["windows"]
 
 
 def test_a_stream_that_is_read_slowly_ends_with_all_items(running):

@@ -12,10 +12,11 @@ from service.batching.lanes import Lane
 from service.batching.rows import RowQueue
 from service.batching.tickets import Task
 
-# Runs of which half come in a row, or their tokens where a run has more than usual: a third of a
-# second with the shipped bundle. With half as many the server answers about a hundredth less.
+# Runs of which half come in a row, or their tokens where a run may have more than so many, which
+# `L2E_MAX_BATCH_TOKENS` says: a third of a second with the shipped bundle. This and the next were
+# chosen with runs of 512 tokens: half as many answered about a hundredth less.
 _RUNS = 32
-_USUAL = 512
+_LONGEST = 512
 # Of urgent rows half come in a row where this share of `_RUNS` waits, and less than half below it:
 # against half of any number, texts at 70 % of full load, arriving by chance, took 7 % less at the
 # median and 8 % at the 99th percentile, and as many were answered at full load.
@@ -34,7 +35,7 @@ class Turns:
 
     def __init__(self, rows: RowQueue[Task], texts: Lane, max_tokens: int) -> None:
         self._rows, self._texts = rows, texts
-        self._most = _RUNS * min(max_tokens, _USUAL)
+        self._most = _RUNS * min(max_tokens, _LONGEST)
         self._left = 0  # tokens that the graph may compute in a row; 0 while the texts have a turn
         self._due = 0  # texts to be tokenised before the graph has another turn
 
@@ -66,7 +67,7 @@ class Turns:
 
     def crowded(self, tokens: int) -> bool:
         """Says whether so much waits that a run of so many padded tokens is not to be disturbed."""
-        return tokens <= _USUAL and self._rows.urgent_tokens >= _BUSY * self._most
+        return tokens <= _LONGEST and self._rows.urgent_tokens >= _BUSY * self._most
 
     def ran(self, tokens: int) -> None:
         """Notes a run of so many padded tokens."""

@@ -83,7 +83,7 @@ def line():
     ],
 )
 def test_a_run_is_not_disturbed_where_much_urgent_waits(line, rows, urgent, tokens, crowded):
-    """A quarter of 32 runs; and never for longer than a usual run."""
+    """A quarter of 32 runs; and never for longer than runs of 512 tokens take."""
     line.add_rows(rows, urgent=urgent)
     assert line.turns.crowded(tokens) == crowded
 
