@@ -33,8 +33,8 @@ BoolArray = npt.NDArray[np.bool_]
 Result = TypeVar("Result")
 
 PREDICTED: Final = -1  # as a target: the class that is predicted
-# Summed log-odds by which a class leads before a document's next windows are explained for it.
-# Between 2 and 4 the fewest windows of whole reviews are run twice, see `tests.bench.length`.
+# Summed log-odds by which a class leads before a document's next windows are explained for it:
+# chosen on whole reviews, of which it had the fewest windows run twice.
 _CLEAR: Final = 3.0
 
 

@@ -58,11 +58,11 @@ class Device(NamedTuple):
     def batch_tokens(self, threads: int) -> int:
         """Returns the padded tokens of one run with which texts are computed the quickest.
 
-        What each core works on should stay in its cache. A single one gains next to nothing by runs
-        of more than 384 tokens, and who comes meanwhile waits for them (`tests.bench.limits`). That
-        of CUDA is a guess, for it has not been run.
+        What each core works on should stay in its cache. With 384 a single one answers fewer
+        short texts, and others no sooner (docs/results/limits.json). That of CUDA is a guess, for
+        it has not been run.
         """
-        return 16_384 if self.provider == CUDA else max(384, 256 * threads)
+        return 16_384 if self.provider == CUDA else 256 * max(2, threads)
 
     @property
     def kind(self) -> str:

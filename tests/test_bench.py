@@ -23,6 +23,7 @@ from tests.bench.invariance import (
 )
 from tests.bench.latency import against_queue, all_rows, beside_graph, summary
 from tests.bench.length import count_again
+from tests.bench.limits import in_rounds
 from tests.bench.load import (
     Answer,
     Load,
@@ -287,6 +288,18 @@ def test_how_late_the_client_was():
         "p99_over_idle_p50": 2.0,
     }
     assert summary(Load(), None)["sent_late_p99_ms"] is None
+
+
+def test_servers_are_asked_in_turns(running):
+    ports = {"64": running.port, "128": running.port}
+    texts = ["a great story", "dull music"]
+    found = asyncio.run(in_rounds(ports, texts, 2, 0.2, "texts", 0.1))
+    assert [*found] == ["64", "128", "ratios"]
+    assert [*found["ratios"]] == ["128"]
+    for values in (found["64"], found["128"], found["ratios"]["128"]):
+        assert [*values] == ["texts_per_second", "p50_ms", "p99_ms"]
+        assert min(values.values()) > 0
+    assert found["64"]["p50_ms"] <= found["64"]["p99_ms"]
 
 
 def test_windows_that_are_run_again_are_counted(tiny_explainer):

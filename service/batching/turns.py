@@ -12,9 +12,8 @@ from service.batching.lanes import Lane
 from service.batching.rows import RowQueue
 from service.batching.tickets import Task
 
-# Runs of which half come in a row, or their tokens where a run may have more than so many, which
-# `L2E_MAX_BATCH_TOKENS` says: a third of a second with the shipped bundle. This and the next were
-# chosen with runs of 512 tokens: half as many answered about a hundredth less.
+# Runs of which half come in a row, or their tokens where a run may have more than so many: half a
+# second with the shipped bundle. With half as many the server answers about a hundredth less.
 _RUNS = 32
 _LONGEST = 512
 # Of urgent rows half come in a row where this share of `_RUNS` waits, and less than half below it:

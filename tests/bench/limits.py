@@ -70,7 +70,12 @@ def main() -> None:
 
 
 async def in_rounds(
-    ports: Mapping[str, int], texts: Sequence[str], rounds: int, seconds: float, name: str
+    ports: Mapping[str, int],
+    texts: Sequence[str],
+    rounds: int,
+    seconds: float,
+    name: str,
+    flood_seconds: float = FLOOD,
 ) -> dict[str, Any]:
     """Asks servers in turns.
 
@@ -80,6 +85,7 @@ async def in_rounds(
         rounds: that count; the servers are warmed up before.
         seconds: of arrivals, about.
         name: of the texts, for the progress.
+        flood_seconds: of each flood, at least.
 
     Returns:
         For each limit the medians of texts a second and of the latencies' quantiles, and `ratios`,
@@ -88,11 +94,12 @@ async def in_rounds(
     requests = [predict(text) for text in texts]
     spent: dict[str, list[tuple[float, float, float]]] = {tokens: [] for tokens in ports}
     for port in ports.values():
-        await flood(port, requests[:WARM], FLOOD)
+        await flood(port, requests[:WARM], flood_seconds)
     for number in range(rounds):
         say(f"{name}: round {number + 1} of {rounds}")
         rates = {
-            tokens: (await flood(port, requests, FLOOD)).rate for tokens, port in ports.items()
+            tokens: (await flood(port, requests, flood_seconds)).rate
+            for tokens, port in ports.items()
         }
         rate = SHARE * float(np.mean([*rates.values()]))
         due = clock(rate, seconds, poisson=True, whole=len(requests), seed=number).tolist()

@@ -261,7 +261,7 @@ def test_available_threads():
 @pytest.mark.parametrize(
     ("name", "provider", "threads", "tokens"),
     [
-        ("cpu", CPU, 1, 384),
+        ("cpu", CPU, 1, 512),
         ("cpu", CPU, 2, 512),
         ("cpu", CPU, 16, 4096),
         ("cuda-graphs", CUDA, 2, 16_384),
