@@ -86,10 +86,10 @@ def measure(explainer: Explainer, counts: Sequence[int], repeats: int) -> dict[s
 
 def count_again(explainer: Explainer, texts: Sequence[str]) -> dict[str, int]:
     """How many of the texts have several windows, how many windows these have, and rows are run."""
-    long = [text for text in texts if len(explainer.encode(text).windows) > 1]
-    windows = sum(len(explainer.encode(text).windows) for text in long)
+    windows = {text: len(explainer.encode(text).windows) for text in texts}
+    long = {text: count for text, count in windows.items() if count > 1}
     rows = sum(count_rows(explainer, text) for text in long)
-    return {"texts": len(long), "windows": windows, "rows": rows}
+    return {"texts": len(long), "windows": sum(long.values()), "rows": rows}
 
 
 def count_rows(explainer: Explainer, text: str) -> int:

@@ -90,6 +90,9 @@ async def in_rounds(
     Returns:
         For each limit the medians of texts a second and of the latencies' quantiles, and `ratios`,
         the same of the first limit over each other one.
+
+    Raises:
+        RuntimeError: a request of a clock was refused, or none was due.
     """
     requests = [predict(text) for text in texts]
     spent: dict[str, list[tuple[float, float, float]]] = {tokens: [] for tokens in ports}
@@ -105,9 +108,9 @@ async def in_rounds(
         due = clock(rate, seconds, poisson=True, whole=len(requests), seed=number).tolist()
         for tokens, port in ports.items():
             load = await arrivals(port, requests, due)
-            if load.refused:
-                raise RuntimeError(f"{load.refused} requests were refused at 70 % of the load")
-            half, most = (load.quantile(share) or 0.0 for share in (0.5, 0.99))
+            half, most = load.quantile(0.5), load.quantile(0.99)
+            if load.refused or half is None or most is None:
+                raise RuntimeError(f"{load.counts()} at 70 % of the load: all are to be answered")
             spent[tokens].append((rates[tokens], half, most))
     first, *others = spent
     found = {tokens: _named(np.median(values, axis=0)) for tokens, values in spent.items()}
