@@ -1,14 +1,15 @@
 """What the graph says about documents: windows in, numbers per document out.
 
 A document's way to its answer is a flow: a generator that yields the rows it wants to have run and
-is sent their outputs, in order, until it returns. It runs nothing itself, so that one caller may
+is sent their outputs, in order, until it returns. It runs no rows itself, so that one caller may
 drive a list of flows to the end (`run_flows`) and another may mix the rows of many requests. Rows
 are batched with rows of their own padded length only and a batch has a bounded number of tokens, so
 a document of any length, alone or in company, gets the same numbers in bounded memory.
 """
 
-import itertools
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle import Bundle, Golden, MismatchError
-from models.session import OnnxSession
+from models.session import OnnxSession, States
 from models.text import (
     Document,
     IntArray,
@@ -36,6 +37,9 @@ PREDICTED: Final = -1  # as a target: the class that is predicted
 # Summed log-odds by which a class leads before a document's next windows are explained for it:
 # chosen on whole reviews, of which it had the fewest windows run twice.
 _CLEAR: Final = 3.0
+# Windows of a document, the first ones, of which is kept what another class would take: 3 MB with
+# the shipped bundle, and more windows than most reviews have.
+_KEPT: Final = 16
 
 
 class LabelSoFar:
@@ -72,12 +76,15 @@ class Row:
         target: the class to explain, `PREDICTED` for the row's own.
         explain: whether to explain at all.
         label: instead of `target`, the class that is known when the row is run.
+        keep: whether to explain the row's own class instead, where what another one would take can
+            be kept.
     """
 
     input_ids: IntArray
     target: int = PREDICTED
     explain: bool = True
     label: LabelSoFar | None = None
+    keep: bool = False
 
     @property
     def bucket(self) -> int:
@@ -94,12 +101,14 @@ class RowOutputs:
         logits: float32 [C].
         weights: float32 [t], empty unless explained.
         label_probs: float32 [t, 5], likewise.
+        retarget: gives the same for another class, where that takes no second run.
     """
 
     target: int
     logits: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
     label_probs: npt.NDArray[np.float32]
+    retarget: Callable[[int], RowOutputs] | None = None
 
 
 # Yields rows, is sent the outputs of each, in order, and returns its result.
@@ -154,11 +163,20 @@ def answer_flow(document: Document, target: int = PREDICTED) -> Flow[Answer]:
     """
     several = target == PREDICTED and len(document.windows) > 1
     so_far = LabelSoFar() if several else None
-    found = yield [Row(window.input_ids, target, label=so_far) for window in document.windows]
+    found = yield [
+        Row(window.input_ids, target, label=so_far, keep=several and place < _KEPT)
+        for place, window in enumerate(document.windows)
+    ]
     logits = _mean_logits(found)
     label = int(logits.argmax())
-    # A window explained what its document's class was thought to be; if wrongly, it is asked again.
-    stray = [place for place, outputs in enumerate(found) if several and outputs.target != label]
+    # A window explained its own class, or what its document's was thought to be.
+    stray = []
+    for place, outputs in enumerate(found):
+        if several and outputs.target != label:
+            if outputs.retarget is None:
+                stray.append(place)
+            else:
+                found[place] = outputs.retarget(label)
     if stray:
         again = yield [Row(document.windows[place].input_ids, label) for place in stray]
         for place, outputs in zip(stray, again, strict=True):
@@ -171,8 +189,15 @@ def answer_flow(document: Document, target: int = PREDICTED) -> Flow[Answer]:
 def run_rows(session: OnnxSession, pad_id: int, rows: Sequence[Row]) -> list[RowOutputs]:
     """Runs the graph once, on rows of one bucket that are all explained or all not."""
     input_ids, mask = pad_rows([row.input_ids for row in rows], rows[0].bucket, pad_id)
-    asked = [row.target if row.label is None else row.label.target for row in rows]
-    outputs = session.run(input_ids, mask, np.array(asked, dtype=np.int64), explain=rows[0].explain)
+    keep = [row.keep and session.retargets for row in rows]
+    asked = [_asked(row, keep=kept) for row, kept in zip(rows, keep, strict=True)]
+    outputs = session.run(
+        input_ids,
+        mask,
+        np.array(asked, dtype=np.int64),
+        explain=rows[0].explain,
+        keep=any(keep),
+    )
     found = []
     for place, (row, target) in enumerate(zip(rows, asked, strict=True)):
         # Copies, or each short row would keep its whole batch in memory.
@@ -180,15 +205,40 @@ def run_rows(session: OnnxSession, pad_id: int, rows: Sequence[Row]) -> list[Row
         if row.label is not None:
             row.label.add(logits)
         size = len(row.input_ids) if row.explain else 0
+        retarget = None
+        if keep[place]:
+            one = slice(place, place + 1)
+            states = {name: values[one].copy() for name, values in outputs.states.items()}
+            retarget = partial(_retarget, session, states, logits, size)
         found.append(
             RowOutputs(
                 int(logits.argmax()) if target == PREDICTED else target,
                 logits,
                 outputs.weights[place, :size].copy(),
                 outputs.label_probs[place, :size].copy(),
+                retarget,
             )
         )
     return found
+
+
+def _asked(row: Row, *, keep: bool) -> int:
+    """The class to explain; which one hardly matters where another can be had for little."""
+    if row.label is None:
+        return row.target
+    return PREDICTED if keep else row.label.target
+
+
+def _retarget(
+    session: OnnxSession,
+    states: States,
+    logits: npt.NDArray[np.float32],
+    size: int,
+    target: int,
+) -> RowOutputs:
+    """Explains another class of a row of `size` tokens."""
+    weights, label_probs = session.retarget(states, np.array([target], dtype=np.int64))
+    return RowOutputs(target, logits, weights[0, :size], label_probs[0, :size])
 
 
 def run_flows(
@@ -206,21 +256,31 @@ def run_flows(
     Returns:
         What each flow returned, in order.
     """
-    waiting = list(enumerate(flows))
-    outputs: dict[int, list[RowOutputs]] = {}  # a fresh flow has none, and is sent None
+    all_flows = list(flows)
     results: dict[int, Result] = {}
-    while waiting:
-        wanted: dict[int, list[Row]] = {}
-        for number, flow in waiting:
-            try:
-                wanted[number] = flow.send(outputs.get(number))  # type: ignore[arg-type]
-            except StopIteration as end:
-                results[number] = end.value
-        waiting = [(number, flow) for number, flow in waiting if number in wanted]
-        found = iter(_run_all([row for rows in wanted.values() for row in rows], run, max_tokens))
-        outputs = {
-            number: list(itertools.islice(found, len(rows))) for number, rows in wanted.items()
-        }
+    wanted: dict[int, list[Row]] = {}
+
+    def go_on(number: int, outputs: list[RowOutputs] | None) -> None:
+        try:
+            wanted[number] = all_flows[number].send(outputs)  # type: ignore[arg-type] # None begins
+        except StopIteration as end:
+            results[number] = end.value
+
+    for number in range(len(all_flows)):
+        go_on(number, None)
+    while wanted:
+        rows = [(number, place) for number, rows in wanted.items() for place in range(len(rows))]
+        asked, wanted = wanted, {}
+        found: dict[int, dict[int, RowOutputs]] = {number: {} for number in asked}
+        for batch in _batches([asked[number][place] for number, place in rows], max_tokens):
+            outputs = run([asked[rows[index][0]][rows[index][1]] for index in batch])
+            for index, one in zip(batch, outputs, strict=True):
+                number, place = rows[index]
+                found[number][place] = one
+                if len(found[number]) == len(asked[number]):
+                    # At once, for outputs are much larger than what becomes of them.
+                    mine = found.pop(number)
+                    go_on(number, [mine[place] for place in range(len(mine))])
     return [results[number] for number in range(len(results))]
 
 
@@ -307,19 +367,13 @@ def check_golden(bundle: Bundle, session: OnnxSession, encoder: TextEncoder) -> 
         )
 
 
-def _run_all(
-    rows: Sequence[Row], run: Callable[[Sequence[Row]], list[RowOutputs]], max_tokens: int
-) -> list[RowOutputs]:
-    """Runs any rows in batches of one bucket and a bounded number of tokens."""
-    found: dict[int, RowOutputs] = {}
+def _batches(rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
+    """The places of any rows in batches of one bucket and a bounded number of tokens."""
     for explain in (True, False):
-        chosen = [number for number, row in enumerate(rows) if row.explain == explain]
-        lengths = [len(rows[number].input_ids) for number in chosen]
+        chosen = [place for place, row in enumerate(rows) if row.explain == explain]
+        lengths = [len(rows[place].input_ids) for place in chosen]
         for batch in plan_batches(lengths, max_tokens):
-            numbers = [chosen[place] for place in batch]
-            outputs = run([rows[number] for number in numbers])
-            found |= zip(numbers, outputs, strict=True)
-    return [found[number] for number in range(len(rows))]
+            yield [chosen[index] for index in batch]
 
 
 def _mean_logits(windows: Sequence[RowOutputs]) -> FloatArray:

@@ -6,10 +6,10 @@ here the device is checked after loading and the threads follow what this proces
 
 import contextlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +33,24 @@ from models.device import (
 )
 from models.graph import split
 from models.manifest import CorruptFileError, MismatchError
+from models.retarget import retargetable
 
-__all__ = ["DeviceError", "DeviceName", "FloatArray", "IntArray", "OnnxSession", "Outputs"]
+__all__ = [
+    "DeviceError",
+    "DeviceName",
+    "FloatArray",
+    "IntArray",
+    "OnnxSession",
+    "Outputs",
+    "States",
+]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 # From input_ids, attention_mask and target to logits and, of a run that explains, weights and
 # label_probs.
 Run = Callable[[IntArray, IntArray, IntArray], list[FloatArray]]
+States = Mapping[str, npt.NDArray[Any]]  # [B, ...] each, by name, see `models.retarget`
 
 _INPUTS: Final = {
     "input_ids": "tensor(int64)",
@@ -61,11 +71,13 @@ class Outputs:
         weights: float32 [B, T], log-odds of the target; zeros unless explained.
         label_probs: float32 [B, T, 5], from high negative to high positive; zeros unless
             explained.
+        states: what `OnnxSession.retarget` takes; empty unless it was asked for and can be had.
     """
 
     logits: FloatArray
     weights: FloatArray
     label_probs: FloatArray
+    states: States = field(default_factory=dict)
 
 
 class OnnxSession:
@@ -100,7 +112,7 @@ class OnnxSession:
         self.threads = available_threads() if threads is None else threads
         where = str(model) if isinstance(model, Path) else "the ONNX graph"
         chosen = available_device(device, ort.get_available_providers())
-        self._runs, found = _open(model, where, chosen, self.threads)
+        self._runs, self._retargeting, found = _open(model, where, chosen, self.threads)
         if found.provider != chosen.provider and device != "auto":
             raise no_such_device(device, found.reason)
         self.device, self.provider, self.device_reason = found
@@ -108,7 +120,13 @@ class OnnxSession:
         self.batch_tokens = found.batch_tokens(self.threads)
 
     def run(
-        self, input_ids: IntArray, attention_mask: IntArray, target: IntArray, *, explain: bool
+        self,
+        input_ids: IntArray,
+        attention_mask: IntArray,
+        target: IntArray,
+        *,
+        explain: bool,
+        keep: bool = False,
     ) -> Outputs:
         """Classify a batch and, if wanted, explain it.
 
@@ -117,27 +135,102 @@ class OnnxSession:
             attention_mask: int64 [B, T], 1 for tokens and 0 for pads.
             target: int64 [B], the class to explain, -1 for the predicted one.
             explain: False leaves the explainer out, and its outputs are zeros.
+            keep: whether to give the states of a run that explains, too.
         """
-        found = self._runs[explain](input_ids, attention_mask, target)
+        run = self._runs[explain]
+        if explain and keep and self._retargeting is not None:
+            run = self._retargeting.run
+        found = run(input_ids, attention_mask, target)
         if len(found) == 1:
             shape = input_ids.shape
             found += [np.zeros(shape, np.float32), np.zeros((*shape, STRENGTHS), np.float32)]
-        return Outputs(*found)
+        logits, weights, label_probs, *states = found
+        names = self._retargeting.states if states and self._retargeting is not None else ()
+        return Outputs(logits, weights, label_probs, dict(zip(names, states, strict=True)))
+
+    @property
+    def retargets(self) -> bool:
+        """Whether runs can give states."""
+        return self._retargeting is not None
+
+    def retarget(self, states: States, target: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Explain other classes of rows that were run, without running the classifier again.
+
+        Args:
+            states: of B rows, see `Outputs`.
+            target: int64 [B], the classes.
+
+        Returns:
+            weights and label_probs, bit for bit those of `run` for these classes.
+
+        Raises:
+            ValueError: there are no states, see `retargets`.
+        """
+        if self._retargeting is None:
+            raise ValueError(f"{self.device} gives no states of this graph: run the rows again")
+        return self._retargeting.explain(states, target)
 
 
-def _open(
-    model: bytes | Path, where: str, chosen: Device, threads: int
-) -> tuple[dict[bool, Run], Device]:
+class _Retargeting(NamedTuple):
+    """What explains another class of a row.
+
+    Attributes:
+        run: gives the states behind the other outputs.
+        states: their names.
+        rest: takes them.
+    """
+
+    run: Run
+    states: tuple[str, ...]
+    rest: ort.InferenceSession
+
+    def explain(self, states: States, target: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Return weights and label_probs for these classes."""
+        weights, label_probs = self.rest.run(list(_OUTPUTS[1:]), {**states, "target": target})
+        return weights, label_probs
+
+    def holds(self) -> bool:
+        """Whether rows by themselves get from the states of a batch what a run gives them."""
+        ids = np.array([[0, 1, 2, 0, 1, 2, 0, 1], [2, 1, 0, 1, 2, 0, 0, 0]])
+        mask = np.array([[1] * 8, [1] * 5 + [0] * 3])
+        kept = dict(zip(self.states, self.run(ids, mask, np.array([-1, -1]))[3:], strict=True))
+        same = []
+        for target in (0, 1):
+            expected = self.run(ids, mask, np.array([target] * 2))[1:3]
+            for row in (slice(0, 1), slice(1, 2)):
+                states = {name: values[row] for name, values in kept.items()}
+                found = self.explain(states, np.array([target]))
+                pairs = zip(found, expected, strict=True)
+                same += [one.tobytes() == other[row].tobytes() for one, other in pairs]
+        return all(same)
+
+
+class _Opened(NamedTuple):
+    """A graph that runs somewhere; `retargeting` is None where a class takes a run of its own."""
+
+    runs: dict[bool, Run]  # by whether to explain
+    retargeting: _Retargeting | None
+    device: Device
+
+
+class _Loaded(NamedTuple):
+    """What ONNX Runtime holds of it."""
+
+    graphs: dict[bool, ort.InferenceSession]
+    retargeting: _Retargeting | None = None
+
+
+def _open(model: bytes | Path, where: str, chosen: Device, threads: int) -> _Opened:
     """Load the graph on the chosen device, or on the CPU with the reason why."""
     try:
-        graphs = _load(model, chosen, threads)
+        graphs, retargeting = _load(model, chosen, threads)
         for explain, graph in graphs.items():
             _check_signature(graph, where, chosen, explain=explain)
         if all(graph.get_providers()[0] == chosen.provider for graph in graphs.values()):
             runs = {explain: _run(graph, chosen, explain) for explain, graph in graphs.items()}
             if chosen.provider != CPU:
                 _try(runs)
-            return runs, chosen
+            return _Opened(runs, retargeting, chosen)
         reason = "see ONNX Runtime's message above"
     except MismatchError:
         raise
@@ -151,16 +244,8 @@ def _open(
     return _open(model, where, cpu, threads)
 
 
-def _load(model: bytes | Path, device: Device, threads: int) -> dict[bool, ort.InferenceSession]:
+def _load(model: bytes | Path, device: Device, threads: int) -> _Loaded:
     """Load the graph that labels alone and the one that explains; on the CPU both are one."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Spinning threads would take the cores from the tokenizer and the HTTP server.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in integer_options(processor_flags()).items():
-        options.add_session_config_entry(name, value)
-    options.log_severity_level = _ERRORS
     providers: list[Any] = [CPU]
     if device.provider != CPU:
         providers.insert(0, (device.provider, device.options(threads)))
@@ -171,22 +256,64 @@ def _load(model: bytes | Path, device: Device, threads: int) -> dict[bool, ort.I
         # It warns of every constant that it folds, and only the process has a say in that.
         ort.set_default_logger_severity(_ERRORS)
 
-    def start(source: bytes | str) -> ort.InferenceSession:
-        return ort.InferenceSession(source, options, providers, enable_fallback=0)
+    def start(source: bytes | str, threads: int = threads) -> ort.InferenceSession:
+        session = ort.InferenceSession(source, _options(threads), providers, enable_fallback=0)
+        session._model_bytes = None  # kept for the fallback, though it is off
+        return session
 
     if device.splits:
         whole = model.read_bytes() if isinstance(model, Path) else model
-        return {explain: start(split(whole, explain=explain)) for explain in (False, True)}
+        return _Loaded({explain: start(split(whole, explain=explain)) for explain in (False, True)})
+    if (loaded := _load_retargeting(model, device, start)) is not None:
+        return loaded
     session = start(str(model) if isinstance(model, Path) else model)
-    return {False: session, True: session}
+    return _Loaded({False: session, True: session})
 
 
-def _run(graph: ort.InferenceSession, device: Device, explain: bool) -> Run:
-    """Return what runs a loaded graph and gives its outputs in order."""
+def _load_retargeting(
+    model: bytes | Path, device: Device, start: Callable[..., ort.InferenceSession]
+) -> _Loaded | None:
+    """Load the graph so that it gives states; None where it cannot be cut, or does not hold then.
+
+    Rows then run again for another class, with the same answers. What is no graph at all is left to
+    whoever loads it whole.
+    """
+    try:
+        found = retargetable(model.read_bytes() if isinstance(model, Path) else model)
+        if found is None:
+            return None
+        session = start(found.whole)
+        # A fraction of a millisecond, in which other threads may run the graph on all of theirs.
+        rest = start(found.rest, threads=1)
+        run = _run(session, device, explain=True, states=found.states)
+        retargeting = _Retargeting(run, found.states, rest)
+        return (
+            _Loaded({False: session, True: session}, retargeting) if retargeting.holds() else None
+        )
+    except Exception:  # noqa: BLE001 - ONNX Runtime's errors have no common class of their own
+        return None
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads would take the cores from the tokenizer and the HTTP server.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in integer_options(processor_flags()).items():
+        options.add_session_config_entry(name, value)
+    options.log_severity_level = _ERRORS
+    return options
+
+
+def _run(
+    graph: ort.InferenceSession, device: Device, explain: bool, states: Sequence[str] = ()
+) -> Run:
+    """Return what runs a loaded graph and gives its outputs in order, and the states after them."""
     if device.provider == CUDA:
         return BoundGraph(graph, "cuda", explain=explain, record=device.graphs).run
     constant = {} if device.splits else {"explain": np.array(explain)}
-    names = list(_outputs(device, explain))
+    names = [*_outputs(device, explain), *states]
 
     def run(input_ids: IntArray, attention_mask: IntArray, target: IntArray) -> list[FloatArray]:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask, "target": target}

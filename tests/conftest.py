@@ -25,7 +25,7 @@ from tokenizers.processors import TemplateProcessing
 
 from models import bundle
 from models.explainer import Explainer
-from models.session import IntArray, OnnxSession, Outputs
+from models.session import FloatArray, IntArray, OnnxSession, Outputs, States
 
 # The same examples in every run, and no example database beside the sources.
 settings.register_profile("l2e", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -221,15 +221,34 @@ class RecordingSession(OnnxSession):
         super().__init__(model, device="cpu", threads=1)
         self.shapes: list[tuple[int, int]] = []
         self.targets: list[list[int]] = []
+        self.retargeted: list[list[int]] = []
         self.explained: set[bool] = set()
 
     def run(
-        self, input_ids: IntArray, attention_mask: IntArray, target: IntArray, *, explain: bool
+        self,
+        input_ids: IntArray,
+        attention_mask: IntArray,
+        target: IntArray,
+        *,
+        explain: bool,
+        keep: bool = False,
     ) -> Outputs:
         self.shapes.append((input_ids.shape[0], input_ids.shape[1]))
         self.targets.append(target.tolist())
         self.explained.add(explain)
-        return super().run(input_ids, attention_mask, target, explain=explain)
+        return super().run(input_ids, attention_mask, target, explain=explain, keep=keep)
+
+    def retarget(self, states: States, target: IntArray) -> tuple[FloatArray, FloatArray]:
+        self.retargeted.append(target.tolist())
+        return super().retarget(states, target)
+
+
+class WithoutStates(RecordingSession):
+    """As on devices that give none."""
+
+    @property
+    def retargets(self) -> bool:
+        return False
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models.answer import Row
+from models.explainer import Explainer
 from tests.bench.curl import ask_by_curl, lacks_curl
 from tests.bench.http import Bench, measure
 from tests.bench.invariance import (
@@ -43,6 +44,7 @@ from tests.bench.queue import BatchTimes, measure_batches, simulate
 from tests.bench.results import finish, ratio, rounded
 from tests.bench.servers import SERVICE, Cores, running_on, server, share_cores
 from tests.bench.stream import stream_slowly
+from tests.conftest import WithoutStates
 from training.evaluation.speed_report import peers_to_markdown, serving_to_markdown
 
 needs_curl = pytest.mark.skipif(lacks_curl() is not None, reason=str(lacks_curl()))
@@ -138,9 +140,10 @@ def test_batch_times_lie_between_those_that_were_measured():
         times(1, 16)
 
 
-def test_the_rows_of_a_text_are_all_that_it_asks_for(tiny_explainer):
+def test_the_rows_of_a_text_are_all_that_it_asks_for(tiny_explainer, without_states):
     text = "terrible " * 40 + "wonderful " * 70
-    first, again = all_rows(tiny_explainer, text)
+    assert [len(rows) for rows in all_rows(tiny_explainer, text)] == [5]
+    first, again = all_rows(without_states, text)
     assert [len(first), [one.target for one in again]] == [5, [1, 1]]
     assert [one.input_ids.tolist() for one in again] == [
         one.input_ids.tolist() for one in first[:2]
@@ -302,10 +305,18 @@ def test_servers_are_asked_in_turns(running):
     assert found["64"]["p50_ms"] <= found["64"]["p99_ms"]
 
 
-def test_windows_that_are_run_again_are_counted(tiny_explainer):
+@pytest.fixture
+def without_states(tiny_explainer, tiny_model_bytes):
+    """The tiny explainer, for which another class takes a second run."""
+    return Explainer(tiny_explainer.bundle, WithoutStates(tiny_model_bytes))
+
+
+def test_windows_that_are_run_again_are_counted(tiny_explainer, without_states):
     texts = ["a great story", "wonderful " * 110, "terrible " * 30 + "wonderful " * 50]
     windows = [len(tiny_explainer.encode(text).windows) for text in texts]
     found = count_again(tiny_explainer, texts)
+    assert found["rows"] == found["windows"]
+    found = count_again(without_states, texts)
     assert windows[0] == 1
     assert found["texts"] == 2
     assert found["windows"] == sum(windows[1:])

@@ -50,7 +50,8 @@ class Scheduler:
     """Threads that own the explainer.
 
     Args:
-        explainer: used by these threads alone; never asked to run twice at a time.
+        explainer: used by these threads alone; never asked to run twice at a time, while flows
+            go on beside a run.
         max_waiting: see `Admission`.
         max_waiting_tokens: likewise.
         max_batch_tokens: padded tokens in one run of the graph.

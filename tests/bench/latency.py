@@ -19,12 +19,12 @@ SHARE = 0.7  # of what a server can answer
 
 
 def first_rows(explainer: Explainer, text: str) -> list[Row]:
-    """The rows of a text; where windows disagree some of them are asked again."""
+    """The rows that a text asks for first."""
     return next(answer_flow(explainer.encode(text)))
 
 
 def all_rows(explainer: Explainer, text: str) -> Rounds:
-    """The rows of a text alone, and those that are asked again: it is answered to find out."""
+    """The rows of a text alone, and those that are run again: it is answered to find out."""
     rounds: list[list[Row]] = []
 
     def noted(flow: Flow[Answer]) -> Flow[None]:

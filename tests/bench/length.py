@@ -4,7 +4,8 @@
 
 The documents are random words, whose label is settled after a few windows; `rows` counts all that
 were run, those that a label which came later made to be run again among them. Real reviews turn,
-and `reviews` says how many of their windows that costs; the shipped classifier was trained on them.
+and `reviews` says how many of their windows are run again for it; the shipped classifier was
+trained on them.
 """
 
 from __future__ import annotations

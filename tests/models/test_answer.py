@@ -6,6 +6,8 @@ import pytest
 from models.answer import (
     PREDICTED,
     LabelSoFar,
+    Row,
+    RowOutputs,
     answer_documents,
     answer_flow,
     document_logits,
@@ -14,8 +16,10 @@ from models.answer import (
     run_rows,
 )
 from models.text import Document, bucket_length
+from tests.conftest import RecordingSession, WithoutStates
 
 DISAGREE = "terrible " * 40 + "wonderful " * 70  # POS, though it begins with NEG
+TURNS_LATE = "terrible " * 500 + "wonderful " * 600  # likewise, in many windows
 
 
 def slow_answer(document: Document, values, target):
@@ -51,14 +55,22 @@ def test_windows_against_plain_loops(tiny_explainer, tiny_values, mixed_texts, t
         assert answer.label_probs.shape == (len(document.words), 5)
 
 
-def test_windows_that_disagree_are_asked_for_the_document_label(tiny_explainer, recorder):
+@pytest.fixture(params=["states", "no states"])
+def session(request, tiny_model_bytes):
+    """One that can explain another class without a second run, and one that cannot."""
+    return {"states": RecordingSession, "no states": WithoutStates}[request.param](tiny_model_bytes)
+
+
+def test_windows_that_disagree_explain_the_document_label(tiny_explainer, session):
     document = tiny_explainer.encode(DISAGREE)
-    (answer,) = answer_documents(recorder, tiny_explainer.encoder, [document])
+    (answer,) = answer_documents(session, tiny_explainer.encoder, [document])
     assert len(document.windows) == 5
     assert answer.logits.argmax() == 1
     assert (answer.weights[:40] < 0).all()
     assert (answer.weights[40:] > 0).all()
-    assert recorder.targets == [[PREDICTED] * 5, [1, 1]]  # the first two say NEG by themselves
+    again = session.targets[1:] + session.retargeted
+    assert session.targets[0] == [PREDICTED] * 5
+    assert again == ([[1], [1]] if session.retargets else [[1, 1]])
 
 
 def answered(session, encoder, document, windows, target=PREDICTED):
@@ -83,26 +95,84 @@ def test_the_label_so_far_has_to_be_clear():
         assert label.target == target
 
 
-def test_later_windows_are_asked_for_the_label_so_far(tiny_explainer, tiny_values, recorder):
-    document = tiny_explainer.encode(DISAGREE)
+def test_later_windows_are_explained_for_the_label_so_far(tiny_explainer, tiny_values, session):
+    document = tiny_explainer.encode(TURNS_LATE)
     table = list(tiny_values.values())
-    totals = [sum(table[piece] for piece in window.input_ids) for window in document.windows]
-    so_far = [int(total > 0) for total in np.cumsum(totals)]
-    answered(recorder, tiny_explainer.encoder, document, 1)
-    assert so_far == [0, 0, 0, 1, 1]
-    assert recorder.targets == [[PREDICTED], [0], [0], [0], [1], [1], [1], [1], [1]]
+    sums = np.cumsum([sum(table[piece] for piece in one.input_ids) for one in document.windows])
+    so_far = [PREDICTED, *(int(total > 0) if abs(total) > 1.5 else PREDICTED for total in sums)]
+    kept, count = 16 if session.retargets else 1, len(sums)
+    assert so_far[kept] == 0
+    answered(session, tiny_explainer.encoder, document, 1)
+    asked = [PREDICTED] * kept + so_far[kept:count]
+    assert [target for (target,) in session.targets[:count]] == asked
+    # Windows that are about neither class explain what the last of them says by itself: POS.
+    wrong = [place for place, target in enumerate(asked) if target == 0 or place < kept]
+    assert session.targets[count:] == [[1]] * (len(wrong) - (kept if session.retargets else 0))
+    assert session.retargeted == ([[1]] * kept if session.retargets else [])
 
 
-@pytest.mark.parametrize("windows", [1, 2, 3, 9])
-def test_answers_do_not_depend_on_what_was_asked_first(tiny_explainer, windows):
-    session, encoder = tiny_explainer.session, tiny_explainer.encoder
-    for text in (DISAGREE, "wonderful " * 40 + "terrible " * 70):
-        document, label = encoder.encode(text), int(text == DISAGREE)
-        answer = answered(session, encoder, document, windows)
-        expected = answered(session, encoder, document, 9, label)
-        assert answer.logits.argmax() == label
-        for name in ("logits", "weights", "label_probs"):
-            assert np.array_equal(getattr(answer, name), getattr(expected, name))
+@pytest.mark.parametrize("windows", [1, 2, 7, 60])
+def test_no_window_of_a_document_with_one_opinion_is_run_again(tiny_explainer, session, windows):
+    """However many begin together, before anything is known."""
+    document = tiny_explainer.encode("wonderful " * 1100)
+    assert len(document.windows) > 3 * 16
+    answered(session, tiny_explainer.encoder, document, windows)
+    assert sum(rows for rows, _ in session.shapes) == len(document.windows)
+    assert session.retargeted == []
+
+
+def test_only_the_first_windows_of_several_keep_what_another_class_takes(tiny_explainer):
+    encoder, session = tiny_explainer.encoder, tiny_explainer.session
+
+    def outputs(text, target=PREDICTED):
+        rows = next(answer_flow(encoder.encode(text), target))
+        return [one for row in rows for one in run_rows(session, encoder.pad_id, [row])]
+
+    long = outputs("wonderful " * 1100)
+    assert [one.retarget is not None for one in long] == [True] * 16 + [False] * (len(long) - 16)
+    assert [one.retarget for one in outputs("great")] == [None]
+    assert [one.retarget for one in outputs(DISAGREE, 0)] == [None] * 5
+
+
+def test_what_is_kept_of_a_row_does_not_keep_its_batch(tiny_explainer):
+    rows = next(answer_flow(tiny_explainer.encode(DISAGREE)))
+    for outputs in run_rows(tiny_explainer.session, tiny_explainer.encoder.pad_id, rows):
+        assert isinstance(outputs.retarget, partial)
+        [states] = [part for part in outputs.retarget.args if isinstance(part, dict)]
+        assert {len(values) for values in states.values()} == {1}
+        assert [values.base for values in states.values()] == [None] * len(states)
+
+
+def test_a_flow_goes_on_as_soon_as_its_rows_are_run():
+    """What is kept of one text is gone before all others are run."""
+    order: list[str] = []
+
+    def flow(name):
+        for step in range(2):
+            yield [Row(np.zeros(3, np.int64))] * 2
+            order.append(f"{name}{step}")
+        return name
+
+    def run(rows):
+        order.append(f"run {len(rows)}")
+        nothing = np.zeros(0, np.float32)
+        return [RowOutputs(0, nothing, nothing, nothing) for _ in rows]
+
+    assert run_flows([flow(name) for name in "abc"], run, 24) == ["a", "b", "c"]
+    first = ["run 3", "a0", "run 3", "b0", "c0"]
+    assert order == [*first, "run 3", "a1", "run 3", "b1", "c1"]
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3, 9, 60])
+@pytest.mark.parametrize("text", [DISAGREE, "wonderful " * 40 + "terrible " * 70, TURNS_LATE])
+def test_answers_do_not_depend_on_what_was_asked_first(tiny_explainer, session, text, windows):
+    encoder = tiny_explainer.encoder
+    document, label = encoder.encode(text), int(text.startswith("t"))
+    answer = answered(session, encoder, document, windows)
+    expected = answered(tiny_explainer.session, encoder, document, 9, label)
+    assert answer.logits.argmax() == label
+    for name in ("logits", "weights", "label_probs"):
+        assert np.array_equal(getattr(answer, name), getattr(expected, name))
 
 
 def test_a_given_target_needs_one_run(tiny_explainer, recorder):

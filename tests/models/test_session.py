@@ -74,6 +74,22 @@ def test_several_threads_may_run_it(session, batch):
         assert all(answer == ask(session, batch).weights.tolist() for answer in answers)
 
 
+def test_several_threads_may_retarget_beside_runs(session, batch):
+    ids, mask = batch
+    states = session.run(ids, mask, np.array([-1, -1]), explain=True, keep=True).states
+    expected = [ask(session, batch, (target, target)).weights.tolist() for target in (0, 1)]
+
+    def work(number):
+        target = np.full(2, number % 2)
+        if number % 3:
+            return session.retarget(states, target)[0].tolist()
+        return session.run(ids, mask, target, explain=True, keep=True).weights.tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(work, range(120))):
+            assert found == expected[number % 2]
+
+
 @pytest.mark.parametrize("name", [name for name in DEVICES if name not in ("auto", "cpu")])
 def test_no_silent_fallback(name, tiny_model_bytes, session, batch):
     """Where the device works it gives the known answers; elsewhere it must not run at all."""

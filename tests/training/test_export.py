@@ -389,6 +389,43 @@ def test_the_card_says_what_was_checked(torch_bundle):
     assert torch_bundle.manifest.temperature == card["validation"]["temperature"]
 
 
+def test_another_class_needs_no_second_run(pair):
+    """Explained alone from what a batch gave out, to the last bit."""
+    session = pair.session
+    assert session.retargets
+    for shape in ((1, 24), (7, 40), (4, 64)):
+        ids, mask, target = (values.numpy() for values in rows(*shape))
+        kept = session.run(ids, mask, target, explain=True, keep=True)
+        assert kept.states
+        for other in (0, 1):
+            targets = np.full(len(ids), other)
+            expected = session.run(ids, mask, targets, explain=True)
+            for row in range(len(ids)):
+                states = {name: values[row : row + 1] for name, values in kept.states.items()}
+                weights, chances = session.retarget(states, targets[:1])
+                assert weights[0].tobytes() == expected.weights[row].tobytes()
+                assert chances[0].tobytes() == expected.label_probs[row].tobytes()
+
+
+def test_half_precision_gives_no_states(pair):
+    assert not OnnxSession(to_half(pair.model), device="cpu").retargets
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("shape", [(1, 24), (7, 40)])
+def test_the_session_answers_as_the_file(pair, shape, keep):
+    """To the last bit: what the graph gives out besides changes nothing of it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    graph = ort.InferenceSession(pair.model, options, ["CPUExecutionProvider"])
+    names = ("input_ids", "attention_mask", "target")
+    feed = dict(zip(names, (values.numpy() for values in rows(*shape)), strict=True))
+    found = pair.session.run(*feed.values(), explain=True, keep=keep)
+    expected = graph.run(["logits", "weights", "label_probs"], {**feed, "explain": np.array(True)})
+    mine = (found.logits, found.weights, found.label_probs)
+    assert [part.tobytes() for part in mine] == [part.tobytes() for part in expected]
+
+
 @pytest.mark.parametrize("record", [False, True])
 def test_runs_on_bound_buffers_are_the_plain_runs(pair, record):
     """With rows that only fill a bucket, too; to the last bit."""

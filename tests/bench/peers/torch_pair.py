@@ -30,9 +30,11 @@ class TorchSession:
 
     Attributes:
         batch_tokens: padded tokens of one run at most; torch takes large ones the quickest.
+        retargets: see `OnnxSession`.
     """
 
     batch_tokens = 16_384
+    retargets = False
 
     def __init__(self, bundle: Bundle, precision: str) -> None:
         black_box, network = to_torch(bundle)
@@ -40,7 +42,13 @@ class TorchSession:
         self._precision = precision
 
     def run(
-        self, input_ids: IntArray, attention_mask: IntArray, target: IntArray, *, explain: bool
+        self,
+        input_ids: IntArray,
+        attention_mask: IntArray,
+        target: IntArray,
+        *,
+        explain: bool,
+        keep: bool = False,
     ) -> Outputs:
         """See `OnnxSession.run`; always explains, for nobody here asks for less."""
         arrays = (input_ids, attention_mask, target)

@@ -22,6 +22,7 @@ from service.batching.tickets import (
     Ticket,
     Wish,
 )
+from tests.conftest import WithoutStates
 
 
 @pytest.fixture
@@ -231,11 +232,14 @@ def test_requests_that_wait_together_share_a_batch(start_scheduler, held):
     assert [len(batch) for batch in held.batches] == [1, 8, 4]
 
 
-def test_a_text_that_is_asked_again_does_not_wait_all_over_again(start_scheduler, held):
+def test_a_text_that_is_asked_again_does_not_wait_all_over_again(
+    start_scheduler, held, tiny_model_bytes
+):
     """Its first windows give it another label than the whole, so that four are explained anew.
 
     Two threads would decode it beside the runs, sooner or later.
     """
+    held.session = WithoutStates(tiny_model_bytes)
     scheduler = start_scheduler(max_waiting=100, max_batch_tokens=1, crew="alone")
     text = "terrible " * 40 + "wonderful " * 70
 
