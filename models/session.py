@@ -287,11 +287,10 @@ def _load_retargeting(
         rest = start(found.rest, threads=1)
         run = _run(session, device, explain=True, states=found.states)
         retargeting = _Retargeting(run, found.states, rest)
-        return (
-            _Loaded({False: session, True: session}, retargeting) if retargeting.holds() else None
-        )
+        holds = retargeting.holds()
     except Exception:  # noqa: BLE001 - ONNX Runtime's errors have no common class of their own
         return None
+    return _Loaded({False: session, True: session}, retargeting) if holds else None
 
 
 def _options(threads: int) -> ort.SessionOptions:
