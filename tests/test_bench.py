@@ -22,7 +22,7 @@ from tests.bench.invariance import (
     of_explanation,
     texts_answered,
 )
-from tests.bench.latency import against_queue, all_rows, beside_graph, summary
+from tests.bench.latency import Pass, against_queue, all_rows, beside_graph, summary
 from tests.bench.length import count_again
 from tests.bench.limits import in_rounds
 from tests.bench.load import (
@@ -40,7 +40,7 @@ from tests.bench.load import (
     without_collector,
 )
 from tests.bench.memory import MemoryWatch, Sample, resident_megabytes, slope
-from tests.bench.queue import BatchTimes, measure_batches, simulate
+from tests.bench.queue import BatchTimes, average, measure_batches, simulate
 from tests.bench.results import finish, ratio, rounded
 from tests.bench.servers import SERVICE, Cores, running_on, server, share_cores
 from tests.bench.stream import stream_slowly
@@ -109,7 +109,7 @@ def test_ours_is_set_against_the_queue_and_against_one_that_has_our_python():
     # At best .75 s for each of three rows: 1.125 s a text. At .5 texts a second, .875 s are left,
     # which are .5833 s of a row.
     assert beside_graph(texts, times, 0.5) == pytest.approx(0.875)
-    found = against_queue(load, texts, times, 16, 0.5)
+    found = against_queue([Pass(load, times, 0.5)], texts, 16)
     assert found["simulated_p50_ms"] == 2000.0  # of 1.5 s and 2.5 s
     assert found["simulated_p99_ms"] == 2490.0
     assert found["p99_over_simulated"] == pytest.approx(3.99 / 2.49, abs=0.005)
@@ -124,8 +124,29 @@ def test_a_server_that_needs_no_time_beside_the_graph_has_one_queue_only():
     load = Load(seconds=[2.0], sent=[Sent(0, 0.0, 0.0, 2.0)])
     times = BatchTimes({8: {1: 1.0}})
     for rate in (0.0, 1.0, 2.0):
-        assert "beside_graph_ms" not in against_queue(load, [[[row(8)]]], times, 8, rate)
-    assert against_queue(Load(refused=2), [[[row(8)]]], times, 8, 0.5) == {}
+        found = against_queue([Pass(load, times, rate)], [[[row(8)]]], 8)
+        assert "beside_graph_ms" not in found
+        assert found["p99_over_simulated"] == 2.0
+    assert against_queue([Pass(Load(refused=2), times, 0.5)], [[[row(8)]]], 8) == {}
+
+
+def test_passes_are_set_against_queues_of_their_own():
+    """In each as fast as batches were then; quantiles are of all together."""
+    passes = [
+        Pass(Load(seconds=[2.0], sent=[Sent(0, 0.0, 0.0, 2.0)]), BatchTimes({8: {1: 1.0}}), 1.0),
+        Pass(Load(seconds=[6.0], sent=[Sent(0, 0.0, 0.0, 6.0)]), BatchTimes({8: {1: 3.0}}), 0.25),
+    ]
+    found = against_queue(passes, [[[row(8)]]], 8)
+    assert found["simulated_p50_ms"] == 2000.0  # of 1 s and 3 s
+    assert found["simulated_p99_ms"] == 2980.0
+    assert found["p99_over_simulated"] == 2.0
+    assert found["beside_graph_ms"] == 500.0  # of nothing and 1 s
+    assert found["simulated_with_python_p99_ms"] == 3970.0  # of 1 s and 4 s
+
+
+def test_batch_times_are_averaged():
+    several = [BatchTimes({8: {1: 1.0, 2: 3.0}}), BatchTimes({8: {1: 2.0, 2: 3.5}})]
+    assert average(several).measured == {8: {1: 1.5, 2: 3.25}}
 
 
 def test_batch_times_lie_between_those_that_were_measured():

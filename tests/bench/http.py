@@ -9,9 +9,9 @@ the server's. What is compared takes turns, pass by pass, so that a noisy moment
 Measured: what HTTP adds to one request on an idle server and where it goes; texts a second with all
 connections busy against sorted batches in a bare loop, each text as often on both sides; latency of
 requests that arrive by a clock, whether or not earlier ones were answered, at 70 % and 200 % of
-what the server can do, against the queue of `tests.bench.queue` on the same arrivals; and the same
-at 70 % with texts that are all as long, so that their latencies can be set against those of an idle
-server. L2E_DEVICE and L2E_THREADS hold for both sides.
+what the server can do, against the queue of `tests.bench.queue` on the same arrivals, at 70 % in
+passes with batch times of their own; and the same at 70 % with texts that are all as long, so that
+their latencies can be set against those of an idle server. L2E_DEVICE and L2E_THREADS hold for both sides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import argparse
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,15 @@ from models.explainer import Explainer
 from models.text import plan_batches
 from service.settings import Settings
 from tests.bench.curl import ask_by_curl, lacks_curl
-from tests.bench.latency import SHARE, against_queue, alike, all_rows, first_rows, summary
+from tests.bench.latency import (
+    SHARE,
+    Pass,
+    against_queue,
+    alike,
+    all_rows,
+    first_rows,
+    summary,
+)
 from tests.bench.load import (
     WARM,
     Load,
@@ -45,7 +53,7 @@ from tests.bench.load import (
     post,
     predict,
 )
-from tests.bench.queue import measure_batches
+from tests.bench.queue import BatchTimes, average, measure_batches
 from tests.bench.results import finish, ratio, say
 from tests.bench.servers import SERVICE, Cores, pin_cores, running_on, server, share_cores
 from tests.bench.texts import SHORT, mean_tokens, mixed_texts
@@ -159,42 +167,73 @@ async def clocks(bench: Bench, single: Sequence[bytes]) -> dict[str, Any]:
         bench: see `Bench`.
         single: a request for each of the mixed texts.
     """
-    say("batch times, for the simulated queue")
     texts = {tokens: texts_of(bench.explainer, tokens, ALIKE, seed=0) for tokens in LENGTHS}
     rows = [all_rows(bench.explainer, text) for text in bench.texts]
     others = [all_rows(bench.explainer, text) for same in texts.values() for text in same]
     rounds = [several for found in (*rows, *others) for several in found]
     lengths = [row.bucket for several in rounds for row in several]
-    with running_on(bench.cores.server):
-        times = measure_batches(bench.explainer, lengths, bench.explainer.session.batch_tokens)
+    most = bench.explainer.session.batch_tokens
+    all_times: list[BatchTimes] = []
+
+    def timed() -> BatchTimes:
+        with running_on(bench.cores.server):
+            all_times.append(measure_batches(bench.explainer, lengths, most))
+        return all_times[-1]
+
     alone = (await in_turn(bench.port, single)).quantile(0.5)
     loads: dict[str, Any] = {}
-    for name, share, poisson in (
-        ("load_70_constant", SHARE, False),
-        ("load_70_poisson", SHARE, True),
-        ("load_200", 2.0, False),
-    ):
+    for name, poisson in (("load_70_constant", False), ("load_70_poisson", True)):
         say(name)
-        # The processor's speed drifts: the maximum is that right before, and after, too, where the
-        # two are compared.
-        rate = (await flood(bench.port, single, bench.seconds)).rate
-        due = clock(share * rate, bench.load_seconds, poisson=poisson, whole=len(single))
-        found = await arrivals(bench.port, single, due.tolist())
-        loads[name] = summary(found, alone)
-        if share < 1:
-            most = bench.explainer.session.batch_tokens
-            loads[name] |= against_queue(found, rows, times, most, rate)
-        else:
-            after = (await flood(bench.port, single, bench.seconds)).rate
-            loads[name] |= {"goodput": ratio(found.rate, (rate + after) / 2, 3)}
+        passes = [
+            await at_70_percent(bench, single, timed, poisson=poisson, seed=number)
+            for number in range(bench.passes)
+        ]
+        whole = Load()
+        for one in passes:
+            whole.add(one.load)
+        loads[name] = summary(whole, alone) | against_queue(passes, rows, most)
+    say("load_200")
+    before = (await flood(bench.port, single, bench.seconds)).rate
+    due = clock(2 * before, bench.load_seconds, poisson=False, whole=len(single))
+    found = await arrivals(bench.port, single, due.tolist())
+    after = (await flood(bench.port, single, bench.seconds)).rate
+    goodput = ratio(found.rate, (before + after) / 2, 3)
+    loads["load_200"] = summary(found, alone) | {"goodput": goodput}
     loads["load_70_constant_one_length"] = {}
     for tokens, same in texts.items():
         say(f"load_70_constant, texts of {tokens} tokens")
         loads["load_70_constant_one_length"][str(tokens)] = await alike(
-            bench.port, bench.explainer, same, times,
+            bench.port, bench.explainer, same, timed,
             seconds=bench.seconds, load_seconds=bench.load_seconds,
         )  # fmt: skip
-    return loads | {"batch_ms": times.to_dict()}
+    return loads | {"batch_ms": average(all_times).to_dict()}
+
+
+async def at_70_percent(
+    bench: Bench,
+    single: Sequence[bytes],
+    timed: Callable[[], BatchTimes],
+    *,
+    poisson: bool,
+    seed: int,
+) -> Pass:
+    """One pass of a clock at 70 % of what the server answers right before it.
+
+    The processor's speed drifts, so batches are timed before and after.
+
+    Args:
+        bench: see `Bench`.
+        single: a request for each of the mixed texts.
+        timed: measures batches.
+        poisson: whether they come by chance, instead of at equal gaps.
+        seed: of chance.
+    """
+    before = timed()
+    rate = (await flood(bench.port, single, bench.seconds / bench.passes)).rate
+    seconds = bench.load_seconds / bench.passes
+    due = clock(SHARE * rate, seconds, poisson=poisson, seed=seed, whole=len(single))
+    found = await arrivals(bench.port, single, due.tolist())
+    return Pass(found, average([before, timed()]), rate)
 
 
 async def idle_cost(bench: Bench) -> dict[str, Any]:

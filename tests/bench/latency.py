@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy.typing as npt
 
 from models.answer import Answer, Flow, Row, RowOutputs, answer_flow, run_flows
 from models.explainer import Explainer
-from tests.bench.load import Load, arrivals, clock, flood, in_turn, predict
-from tests.bench.queue import BatchTimes, Rounds, simulate
+from tests.bench.load import Load, Sent, arrivals, clock, flood, in_turn, predict
+from tests.bench.queue import BatchTimes, Rounds, average, simulate
 from tests.bench.results import ratio, rounded
 
 SHARE = 0.7  # of what a server can answer
@@ -56,55 +57,77 @@ def summary(load: Load, idle: float | None) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A clock's requests, and how fast things were around them.
+
+    Attributes:
+        load: what the clock gave.
+        times: of batches.
+        rate: texts a second that the server answered when it was busiest.
+    """
+
+    load: Load
+    times: BatchTimes
+    rate: float
+
+
 def against_queue(
-    load: Load,
-    rows: Sequence[Rounds],
-    times: BatchTimes,
-    max_tokens: int,
-    rate: float,
+    passes: Sequence[Pass], rows: Sequence[Rounds], max_tokens: int
 ) -> dict[str, Any]:
     """The same arrivals in the simulated queue: its latencies, and ours over them.
 
+    What a text takes the server beside the graph when it is busiest, tokenising and all, takes it
+    in a second queue, too: what the server needs beyond that one is owed to the order in which it
+    does things, and to Python being dearer where less waits.
+
     Args:
-        load: what a clock gave.
-        rows: of each of its texts.
-        times: of batches.
+        passes: the quantiles are of the requests of all of them.
+        rows: of each of their texts.
         max_tokens: padded tokens in a batch.
-        rate: texts a second that the server answers when it is busiest. What a text takes it beside
-            the graph then, tokenising and all, takes it in a second queue, too: what the server
-            needs beyond that one is owed to the order in which it does things, and to Python being
-            dearer where less waits.
     """
-    sent = sorted((one for one in load.sent if one.answered is not None), key=lambda one: one.sent)
-    if not sent:
+    ours, alone, with_python, costs = Load(), [], [], []
+    for one in passes:
+        ours.add(one.load)
+        cost = beside_graph(rows, one.times, one.rate) or 0.0
+        costs.append(cost)
+        alone.append(_waited(one, rows, max_tokens, 0.0))
+        with_python.append(_waited(one, rows, max_tokens, cost))
+    if not ours.seconds:
         return {}
-    arrived = [one.sent for one in sent]
-    due = np.array([one.due for one in sent])
-    texts = [rows[one.number % len(rows)] for one in sent]
-
-    def waited(each: float) -> npt.NDArray[np.float64]:
-        def service(count: int, length: int) -> float:
-            return times(count, length) + each * count
-
-        return 1e3 * (simulate(arrived, texts, service, max_tokens) - due)
-
-    alone = waited(0.0)
-    p99 = float(np.quantile(alone, 0.99))
+    p99 = float(np.quantile(np.concatenate(alone), 0.99))
     found = {
-        "simulated_p50_ms": round(float(np.median(alone)), 1),
+        "simulated_p50_ms": round(float(np.median(np.concatenate(alone))), 1),
         "simulated_p99_ms": round(p99, 1),
-        "p99_over_simulated": ratio(load.quantile(0.99), p99, 2),
+        "p99_over_simulated": ratio(ours.quantile(0.99), p99, 2),
     }
-    cost = beside_graph(rows, times, rate)
-    if cost is None:
+    if not any(costs):
         return found
-    count = sum(len(several) for rounds in texts for several in rounds)
-    p99 = float(np.quantile(waited(cost * len(texts) / count), 0.99))
+    p99 = float(np.quantile(np.concatenate(with_python), 0.99))
     return found | {
-        "beside_graph_ms": round(1e3 * cost, 3),
+        "beside_graph_ms": round(1e3 * float(np.mean(costs)), 3),
         "simulated_with_python_p99_ms": round(p99, 1),
-        "p99_over_simulated_with_python": ratio(load.quantile(0.99), p99, 2),
+        "p99_over_simulated_with_python": ratio(ours.quantile(0.99), p99, 2),
     }
+
+
+def _waited(
+    one: Pass, rows: Sequence[Rounds], max_tokens: int, cost: float
+) -> npt.NDArray[np.float64]:
+    """Milliseconds from when each was due, where a text costs so many seconds beside the graph."""
+    sent = sorted((each for each in one.load.sent if each.answered is not None), key=_when)
+    texts = [rows[each.number % len(rows)] for each in sent]
+    each_row = cost * len(texts) / max(1, sum(len(of) for rounds in texts for of in rounds))
+
+    def service(count: int, length: int) -> float:
+        return one.times(count, length) + each_row * count
+
+    done = simulate([each.sent for each in sent], texts, service, max_tokens)
+    return 1e3 * (done - np.array([each.due for each in sent]))
+
+
+def _when(sent: Sent) -> float:
+    return sent.sent
 
 
 def beside_graph(rows: Sequence[Rounds], times: BatchTimes, rate: float) -> float | None:
@@ -128,7 +151,7 @@ async def alike(
     port: int,
     explainer: Explainer,
     texts: Sequence[str],
-    times: BatchTimes,
+    timed: Callable[[], BatchTimes],
     *,
     seconds: float,
     load_seconds: float,
@@ -142,15 +165,17 @@ async def alike(
         port: of the server.
         explainer: the same bundle in this process.
         texts: of one length.
-        times: of the simulated queue.
+        timed: measures batches for the simulated queue, before and after.
         seconds: of the flood that finds out how many the server answers.
         load_seconds: of the clock.
     """
     requests = [predict(text) for text in texts]
+    rows = [all_rows(explainer, text) for text in texts]
+    before = timed()
     idle = (await in_turn(port, requests)).quantile(0.5)
     busy = await flood(port, requests, seconds)
     due = clock(SHARE * busy.rate, load_seconds, poisson=False, whole=len(requests))
     found = await arrivals(port, requests, due.tolist())
     told = {"texts_per_second": round(busy.rate, 1), **summary(found, idle)}
-    rows = [all_rows(explainer, text) for text in texts]
-    return told | against_queue(found, rows, times, explainer.session.batch_tokens, busy.rate)
+    one = Pass(found, average([before, timed()]), busy.rate)
+    return told | against_queue([one], rows, explainer.session.batch_tokens)

@@ -125,6 +125,19 @@ class BatchTimes:
         }
 
 
+def average(several: Sequence[BatchTimes]) -> BatchTimes:
+    """The means of measurements of the same batches."""
+    return BatchTimes(
+        {
+            length: {
+                rows: float(np.mean([one.measured[length][rows] for one in several]))
+                for rows in known
+            }
+            for length, known in several[0].measured.items()
+        }
+    )
+
+
 def measure_batches(
     explainer: Explainer, lengths: Sequence[int], max_tokens: int, passes: int = _PASSES
 ) -> BatchTimes:
