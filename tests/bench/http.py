@@ -11,7 +11,8 @@ connections busy against sorted batches in a bare loop, each text as often on bo
 requests that arrive by a clock, whether or not earlier ones were answered, at 70 % and 200 % of
 what the server can do, against the queue of `tests.bench.queue` on the same arrivals, at 70 % in
 passes with batch times of their own; and the same at 70 % with texts that are all as long, so that
-their latencies can be set against those of an idle server. L2E_DEVICE and L2E_THREADS hold for both sides.
+their latencies can be set against those of an idle server. L2E_DEVICE and L2E_THREADS hold for both
+sides.
 """
 
 from __future__ import annotations
