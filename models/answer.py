@@ -43,7 +43,7 @@ _KEPT: Final = 16
 
 
 class LabelSoFar:
-    """The class of a document as far as its windows have been run.
+    """The class of a document as far as its windows have been run; those that are kept only add.
 
     Its rows share one, so that fewer windows explain a class that is not the document's; more do
     only where a document turns late. It is read when a run begins and told when it ends, and runs
@@ -76,8 +76,8 @@ class Row:
         target: the class to explain, `PREDICTED` for the row's own.
         explain: whether to explain at all.
         label: instead of `target`, the class that is known when the row is run.
-        keep: whether to explain the row's own class instead, where what another one would take can
-            be kept.
+        keep: whether to keep what explaining another class takes, where the session can; the row's
+            own class is explained then, whatever `label` says.
     """
 
     input_ids: IntArray
@@ -262,9 +262,13 @@ def run_flows(
 
     def go_on(number: int, outputs: list[RowOutputs] | None) -> None:
         try:
-            wanted[number] = all_flows[number].send(outputs)  # type: ignore[arg-type] # None begins
+            rows = all_flows[number].send(outputs)  # type: ignore[arg-type] # None begins
         except StopIteration as end:
             results[number] = end.value
+            return
+        if not rows:
+            raise RuntimeError("a flow without rows")
+        wanted[number] = rows
 
     for number in range(len(all_flows)):
         go_on(number, None)

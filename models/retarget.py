@@ -166,12 +166,13 @@ class _Graph:
         nodes = []
         for node in reversed(self._nodes):
             results = wanted.intersection(node.results)
-            fixed = moving.isdisjoint(results) or not aimed.isdisjoint(results)
+            if not results:
+                continue
+            again = moving.isdisjoint(results) or not aimed.isdisjoint(results)
             kinds = {name: self._kind(name) for name in results}
-            if fixed or not all(kind == _FLOAT for kind in kinds.values()):
-                if results:
-                    nodes.append(node)
-                    wanted.update(node.inputs)
+            if again or any(kind != _FLOAT for kind in kinds.values()):
+                nodes.append(node)
+                wanted.update(node.inputs)
             else:
                 states |= kinds
         computed = moving.intersection(name for node in nodes for name in node.results)

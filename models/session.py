@@ -137,15 +137,14 @@ class OnnxSession:
             explain: False leaves the explainer out, and its outputs are zeros.
             keep: whether to give the states of a run that explains, too.
         """
-        run = self._runs[explain]
+        run, names = self._runs[explain], tuple[str, ...]()
         if explain and keep and self._retargeting is not None:
-            run = self._retargeting.run
+            run, names = self._retargeting.run, self._retargeting.states
         found = run(input_ids, attention_mask, target)
         if len(found) == 1:
             shape = input_ids.shape
             found += [np.zeros(shape, np.float32), np.zeros((*shape, STRENGTHS), np.float32)]
         logits, weights, label_probs, *states = found
-        names = self._retargeting.states if states and self._retargeting is not None else ()
         return Outputs(logits, weights, label_probs, dict(zip(names, states, strict=True)))
 
     @property

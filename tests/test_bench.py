@@ -13,7 +13,7 @@ import pytest
 from models.answer import Row
 from models.explainer import Explainer
 from tests.bench.curl import ask_by_curl, lacks_curl
-from tests.bench.http import Bench, measure
+from tests.bench.http import Bench, at_70_percent, measure
 from tests.bench.invariance import (
     Company,
     ask_all,
@@ -142,6 +142,26 @@ def test_passes_are_set_against_queues_of_their_own():
     assert found["p99_over_simulated"] == 2.0
     assert found["beside_graph_ms"] == 500.0  # of nothing and 1 s
     assert found["simulated_with_python_p99_ms"] == 3970.0  # of 1 s and 4 s
+
+
+def test_a_pass_has_batch_times_and_a_clock_of_its_own(running, tiny_explainer):
+    several = [BatchTimes({8: {1: 1.0, 2: 1.0}}), BatchTimes({8: {1: 3.0, 2: 3.0}})]
+    left = [*several, *several]
+    bench = dataclasses.replace(bench_of(running.port, tiny_explainer), load_seconds=0.2)
+    single = [predict(text) for text in bench.texts]
+
+    async def scene(seed):
+        return await at_70_percent(bench, single, lambda: left.pop(0), poisson=True, seed=seed)
+
+    passes = [asyncio.run(scene(seed)) for seed in (0, 1)]
+    assert left == []
+    gaps = []
+    for one in passes:
+        assert one.times.measured == {8: {1: 2.0, 2: 2.0}}
+        assert one.rate > 0
+        due = np.sort([sent.due for sent in one.load.sent])
+        gaps.append(due[1] / due[0])  # whatever the rate was
+    assert gaps[0] != pytest.approx(gaps[1], rel=1e-3)
 
 
 def test_batch_times_are_averaged():

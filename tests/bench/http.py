@@ -10,9 +10,9 @@ Measured: what HTTP adds to one request on an idle server and where it goes; tex
 connections busy against sorted batches in a bare loop, each text as often on both sides; latency of
 requests that arrive by a clock, whether or not earlier ones were answered, at 70 % and 200 % of
 what the server can do, against the queue of `tests.bench.queue` on the same arrivals, at 70 % in
-passes with batch times of their own; and the same at 70 % with texts that are all as long, so that
-their latencies can be set against those of an idle server. L2E_DEVICE and L2E_THREADS hold for both
-sides.
+passes that each begin with an idle server and have batch times of their own; and a clock at 70 %
+with texts that are all as long, so that their latencies can be set against those of an idle server.
+L2E_DEVICE and L2E_THREADS hold for both sides.
 """
 
 from __future__ import annotations
@@ -163,6 +163,8 @@ async def measure(bench: Bench) -> dict[str, Any]:
 
 async def clocks(bench: Bench, single: Sequence[bytes]) -> dict[str, Any]:
     """Requests that arrive by a clock: mixed texts at 70 % and 200 %, texts of one length at 70 %.
+
+    `batch_ms` is the mean of all batch times; each pass and row is simulated with its own.
 
     Args:
         bench: see `Bench`.

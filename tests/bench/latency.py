@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from models.answer import Answer, Flow, Row, RowOutputs, answer_flow, run_flows
 from models.explainer import Explainer
-from tests.bench.load import Load, Sent, arrivals, clock, flood, in_turn, predict
+from tests.bench.load import Load, arrivals, clock, flood, in_turn, predict
 from tests.bench.queue import BatchTimes, Rounds, average, simulate
 from tests.bench.results import ratio, rounded
 
@@ -115,7 +115,8 @@ def _waited(
     one: Pass, rows: Sequence[Rounds], max_tokens: int, cost: float
 ) -> npt.NDArray[np.float64]:
     """Milliseconds from when each was due, where a text costs so many seconds beside the graph."""
-    sent = sorted((each for each in one.load.sent if each.answered is not None), key=_when)
+    answered = [each for each in one.load.sent if each.answered is not None]
+    sent = sorted(answered, key=lambda each: each.sent)
     texts = [rows[each.number % len(rows)] for each in sent]
     each_row = cost * len(texts) / max(1, sum(len(of) for rounds in texts for of in rounds))
 
@@ -124,10 +125,6 @@ def _waited(
 
     done = simulate([each.sent for each in sent], texts, service, max_tokens)
     return 1e3 * (done - np.array([each.due for each in sent]))
-
-
-def _when(sent: Sent) -> float:
-    return sent.sent
 
 
 def beside_graph(rows: Sequence[Rounds], times: BatchTimes, rate: float) -> float | None:

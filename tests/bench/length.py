@@ -3,9 +3,10 @@
     python -m tests.bench.length [--words 5000,50000] [--repeats 3] [--reviews 2000] [--json FILE]
 
 The documents are random words, whose label is settled after a few windows; `rows` counts all that
-were run, those that a label which came later made to be run again among them. Real reviews turn,
-and `reviews` says how many of their windows are run again for it; the shipped classifier was
-trained on them.
+were run, those that are run again among them, because the document got another label than they were
+explained for: where the session gives no states (`models.retarget`), or behind the first windows.
+Real reviews turn, and `reviews` counts the same for them; the shipped classifier was trained on
+them.
 """
 
 from __future__ import annotations

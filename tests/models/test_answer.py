@@ -163,6 +163,14 @@ def test_a_flow_goes_on_as_soon_as_its_rows_are_run():
     assert order == [*first, "run 3", "a1", "run 3", "b1", "c1"]
 
 
+def test_a_flow_without_rows_is_an_error():
+    def flow():
+        yield []
+
+    with pytest.raises(RuntimeError, match="a flow without rows"):
+        run_flows([flow()], lambda rows: [], 24)
+
+
 @pytest.mark.parametrize("windows", [1, 2, 3, 9, 60])
 @pytest.mark.parametrize("text", [DISAGREE, "wonderful " * 40 + "terrible " * 70, TURNS_LATE])
 def test_answers_do_not_depend_on_what_was_asked_first(tiny_explainer, session, text, windows):
