@@ -5,6 +5,7 @@ here the device is checked after loading and the threads follow what this proces
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ _INPUTS: Final = {
 }
 _OUTPUTS: Final = ("logits", "weights", "label_probs")
 _ERRORS: Final = 3  # ONNX Runtime's severity
+
+_log = logging.getLogger("l2e.models")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,22 +277,27 @@ def _load_retargeting(
 ) -> _Loaded | None:
     """Load the graph so that it gives states; None where it cannot be cut, or does not hold then.
 
-    Rows then run again for another class, with the same answers. What is no graph at all is left to
-    whoever loads it whole.
+    Rows then run again for another class, with the same answers and a line in the log.
     """
     try:
         found = retargetable(model.read_bytes() if isinstance(model, Path) else model)
-        if found is None:
-            return None
+    except ValueError:  # no graph: whoever loads it whole says so
+        return None
+    if found is None:
+        return None
+    try:
         session = start(found.whole)
         # A fraction of a millisecond, in which other threads may run the graph on all of theirs.
         rest = start(found.rest, threads=1)
         run = _run(session, device, explain=True, states=found.states)
         retargeting = _Retargeting(run, found.states, rest)
-        holds = retargeting.holds()
-    except Exception:  # noqa: BLE001 - ONNX Runtime's errors have no common class of their own
+        reason = "" if retargeting.holds() else "its parts answer something else"
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if reason:
+        _log.warning("the graph is not cut, so that some windows are run twice: %s", reason)
         return None
-    return _Loaded({False: session, True: session}, retargeting) if holds else None
+    return _Loaded({False: session, True: session}, retargeting)
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -2,27 +2,11 @@
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import helper
 
 from models.graph import split
-
-OUTPUTS = ["logits", "weights", "label_probs"]
-
-
-def run(model, feed, names):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(model, options, ["CPUExecutionProvider"]).run(names, feed)
-
-
-@pytest.fixture(scope="module")
-def feed(tiny_values):
-    ids = np.random.default_rng(0).integers(0, len(tiny_values), (5, 9))
-    mask = np.ones_like(ids)
-    mask[1, 4:] = 0
-    return {"input_ids": ids, "attention_mask": mask, "target": np.array([-1, 0, 1, -1, 0])}
+from tests.graphs import OUTPUTS, run
 
 
 @pytest.mark.parametrize("explain", [True, False])
