@@ -299,7 +299,7 @@ def _recipe_command(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     status = _recipe_command(options)
     if options.precision != "fp32":
-        from training.precision import export_as
+        from training.export.precision import export_as
 
         path = export_as(options.recipe, options.set, options.runs, options.precision)
         print(f"bundle: {path}")

@@ -36,9 +36,9 @@ from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.trained import measure_trained
 from training.explainer.distill import distill, make_lessons, network_config
 from training.explainer.network import ExplainerNetwork, NetworkConfig
+from training.export.release import assemble, write_card
 from training.feedback import Rounds, insist_on_use
 from training.loop import Progress
-from training.release import assemble, write_card
 from training.runtime import write_json
 
 CONTROL = (0, 3)  # keeps the draw of random rationales apart from the others of a seed

@@ -35,7 +35,7 @@ from training.blackbox.protocol import explained_value
 from training.evaluation.machine import machine
 from training.evaluation.report import packages_to_markdown
 from training.evaluation.texts import SENTENCE
-from training.export import to_torch
+from training.export.graph import to_torch
 from training.runtime import native_precision, tune_memory, use_threads, write_json
 
 HAND_BATCH = 32  # rows of a batch of the hand-written predict function

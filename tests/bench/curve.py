@@ -31,8 +31,8 @@ from training.evaluation.evaluate import Setting, evaluate
 from training.evaluation.machine import machine
 from training.evaluation.picture import COLOURS, GREY, drawing, to_svg
 from training.evaluation.shards import texts_digest
+from training.export.precision import PrecisionError, derive_run
 from training.guard import guard_data, guard_recipe, hold
-from training.precision import PrecisionError, derive_run
 from training.recipe import read_recipe
 from training.runtime import tune_memory, use_threads, write_json, write_text
 from training.stages import attribute, distill_explainer, export, train
@@ -158,7 +158,7 @@ def run_point(
         settings: how faithfulness is measured, with the reference as its only teacher, in each
             precision of the bundle.
         plan: of the timing.
-        least: what a bundle in int8 must reach, see `training.precision.derive`.
+        least: what a bundle in int8 must reach, see `training.export.precision.derive`.
 
     Returns:
         `parameters` of the explainer, `seconds` of its training, `spearman` with the teacher on

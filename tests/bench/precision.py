@@ -36,11 +36,11 @@ from models import bundle as bundles
 from models.bundle import Bundle
 from models.device import CUDA
 from tests.bench.results import finish, say
-from training.agreement import overlap
 from training.config import DataSource
 from training.data import load
 from training.evaluation.machine import machine
-from training.precision import derive
+from training.export.agreement import overlap
+from training.export.precision import derive
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ((1, 24), (32, 24), (1, 128), (16, 128), (1, 512), (8, 512))

@@ -20,8 +20,8 @@ import numpy as np
 from models.device import installed_runtimes
 from models.explainer import Explainer
 from models.session import IntArray
-from training.agreement import batch_equal, rationale_words
 from training.evaluation.timing import in_turns
+from training.export.agreement import batch_equal, rationale_words
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from training.config import Recipe, Student
 from training.data import Example
 from training.explainer.distill import network_config
 from training.explainer.network import ExplainerNetwork
+from training.export.release import assemble
 from training.recipe import read_recipe
-from training.release import assemble
 
 GOOD = ("great", "wonderful", "moving", "funny", "clever", "loved")
 BAD = ("awful", "terrible", "dull", "boring", "weak", "hated")

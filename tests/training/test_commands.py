@@ -11,7 +11,7 @@ import pytest
 from l2e import main
 from training.arguments import parse_label_map, with_budgets
 from training.config import RecipeError
-from training.precision import derive
+from training.export.precision import derive
 from training.runtime import native_precision, progress
 
 ROOT = Path(__file__).resolve().parents[2]

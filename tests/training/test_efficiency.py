@@ -22,7 +22,7 @@ from training.evaluation.rivals import ALL, Place, Rival, place_of, rivals
 from training.evaluation.speed_report import bench_to_markdown
 from training.evaluation.texts import texts_of
 from training.evaluation.timing import in_turns, quartiles, ratios, server_timing
-from training.export import to_torch
+from training.export.graph import to_torch
 
 SIDES = ("classifier_ms", "label_only_ms", "reply_ms", "ratio", "label_ratio")
 OTHERS = "occlusion,lime=10,lime_onnx=12,lime_package=14,captum_gradient"

@@ -23,8 +23,8 @@ from training.evaluation.faithfulness import (
     random_weights,
     top_words,
 )
-from training.export import to_torch
-from training.precision import derive
+from training.export.graph import to_torch
+from training.export.precision import derive
 
 # Twelve words; the log-odds of POS are 1.5 + .75 - 1 + .5 - .25 and the bias of .125: 1.625.
 TEXT = "a great film with moving music but boring plot , funny slow"

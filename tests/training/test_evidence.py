@@ -30,7 +30,7 @@ from training.config import (
 from training.data import Example
 from training.explainer.distill import network_config
 from training.explainer.network import ExplainerNetwork
-from training.release import export_checked
+from training.export.release import export_checked
 
 LABELS = ("NEG", "POS")
 TEXTS = [

@@ -23,9 +23,9 @@ from models.text import bucket_length, merge_outputs, pad_rows
 from tests.graphs import every_graph
 from training.attention import HIDDEN
 from training.evaluation.classifier_graph import classifier_alone
-from training.export import FusedModel, round_weights, to_onnx, to_torch
-from training.half import to_half
-from training.release import ParityError, check_parity
+from training.export.graph import FusedModel, round_weights, to_onnx, to_torch
+from training.export.half import to_half
+from training.export.release import ParityError, check_parity
 
 SHAPES = [(1, 1), (1, 512), (7, 33)]
 DECODES = {"all": "regression", "layers": "regression", "last": "ranking", "own": "labelling"}

@@ -16,7 +16,7 @@ from models import bundle as bundles
 from models.explainer import Explainer
 from training.commands import run_recipe
 from training.config import RecipeError
-from training.export import to_torch
+from training.export.graph import to_torch
 from training.guard import DATA
 from training.stages import chunk_texts
 

@@ -21,14 +21,14 @@ from models.explainer import Explainer
 from models.graph import split
 from models.session import OnnxSession
 from tests.graphs import every_graph
-from training.agreement import Comparison, batch_equal, compare, overlap, rationale_words
 from training.blackbox.huggingface import HuggingFaceBlackBox
 from training.evaluation.classifier_graph import classifier_alone
-from training.export import FusedModel, branch, round_weights, to_onnx, to_torch
-from training.half import to_half
-from training.integer import FACTORS, SCALE, dequantised_weights, to_int8
-from training.precision import LEAST, PrecisionError, check, derive, derive_run, export_as
-from training.scales import Bytes, Scale, choose_scale, choose_scales, linear_layers
+from training.export.agreement import Comparison, batch_equal, compare, overlap, rationale_words
+from training.export.graph import FusedModel, branch, round_weights, to_onnx, to_torch
+from training.export.half import to_half
+from training.export.integer import FACTORS, SCALE, dequantised_weights, to_int8
+from training.export.precision import LEAST, PrecisionError, check, derive, derive_run, export_as
+from training.export.scales import Bytes, Scale, choose_scale, choose_scales, linear_layers
 
 TEXTS = [
     "the plot was great and very funny .",

@@ -43,8 +43,8 @@ from training.config import (
 from training.data import DataError, Example
 from training.explainer.distill import network_config
 from training.explainer.network import ExplainerNetwork
-from training.export import to_torch
-from training.release import export_checked
+from training.export.graph import to_torch
+from training.export.release import export_checked
 
 LABELS = ("NEG", "POS")
 TEXT = "A great film , but the ending was dull ."

@@ -44,9 +44,9 @@ from training.data import Example
 from training.data.example import DataError
 from training.explainer.distill import network_config
 from training.explainer.network import ExplainerNetwork
-from training.export import to_torch
-from training.release import export_checked
-from training.scales import choose_scales
+from training.export.graph import to_torch
+from training.export.release import export_checked
+from training.export.scales import choose_scales
 
 TEXTS = (
     "A great plot , and a fine story",

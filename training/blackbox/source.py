@@ -76,7 +76,7 @@ def identity(black_box: BlackBox, name: str = "") -> dict[str, Any]:
 
 
 def _open_bundle(folder: Path, labels: Sequence[str] | None) -> HuggingFaceBlackBox:
-    from training.export import to_torch  # the exporter takes a while to import
+    from training.export.graph import to_torch  # the exporter takes a while to import
 
     bundle = bundles.load(folder)
     if labels is not None and tuple(labels) != bundle.manifest.labels:

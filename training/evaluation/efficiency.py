@@ -19,7 +19,7 @@ from training.evaluation.machine import machine
 from training.evaluation.rivals import Rival, place_of, rivals
 from training.evaluation.texts import SOURCE, texts_of
 from training.evaluation.timing import in_turns, milliseconds, quartiles, ratios
-from training.export import to_torch
+from training.export.graph import to_torch
 
 TOKENS = (24, 128, 512)
 BATCHES = (1, 8, 32)

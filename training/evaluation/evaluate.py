@@ -25,7 +25,7 @@ from training.evaluation.classification import measure_classification
 from training.evaluation.classifier_graph import classifier_alone
 from training.evaluation.faithfulness import MEASURES, measure_faithfulness, random_weights
 from training.evaluation.shards import compute_records, texts_digest
-from training.export import to_torch
+from training.export.graph import to_torch
 
 WARM_UP = 3  # texts answered before the clock counts
 

@@ -46,7 +46,7 @@ from tests.bench.texts import SHORT, mixed_texts
 from training.evaluation.machine import machine
 from training.evaluation.rivals import place_of
 from training.evaluation.speed_report import peers_to_markdown
-from training.export import to_torch
+from training.export.graph import to_torch
 
 CHECKED = 8  # texts
 INFINITY = "reviews"  # the name of the model there

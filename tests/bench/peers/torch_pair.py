@@ -17,7 +17,7 @@ import torch
 from models.bundle import Bundle, load
 from models.explainer import Explainer
 from models.session import IntArray, OnnxSession, Outputs
-from training.export import FusedModel, to_torch
+from training.export.graph import FusedModel, to_torch
 from training.runtime import autocast, tune_memory, use_threads
 
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir, optimizer
 
 from models.graph import split
-from training.export import branch, strip
+from training.export.graph import branch, strip
 
 _FULL: Final = ("LayerNormalization", "Softmax", "ReduceSum", "ReduceMean", "Constant")
 # Masks are numbers like -3e38, for which float16 has no room; this is far below every score, and
@@ -32,7 +32,7 @@ def to_half(model: bytes) -> bytes:
     """Rewrites a graph; weights keep their names, inputs and outputs their types.
 
     Args:
-        model: computes in float32, from `training.export.to_onnx`.
+        model: computes in float32, from `training.export.graph.to_onnx`.
 
     Returns:
         The serialised graph.

@@ -2,8 +2,8 @@
 
 Each linear layer over tokens multiplies unsigned 8-bit activations with signed 8-bit weights. A
 weight matrix has one scale for each of its outputs; an activation has the one that
-`training.scales` chose, and its channels may be balanced. Behind the explainer's last block all
-stays in float32: it is small, and what it says is what is asked for.
+`training.export.scales` chose, and its channels may be balanced. Behind the explainer's last block
+all stays in float32: it is small, and what it says is what is asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from models.text import FloatArray
-from training.scales import Bytes, Layer, Scale, linear_layers, with_branches
+from training.export.scales import Bytes, Layer, Scale, linear_layers, with_branches
 
 SCALE: Final = ".scale"  # what follows a weight's name in the name of its scales
 # And an activation's in that of what its channels are multiplied by, one over its balance.
@@ -27,8 +27,8 @@ def to_int8(model: bytes, scales: Mapping[str, Scale]) -> bytes:
     """Quantises the linear layers of a graph.
 
     Args:
-        model: computes in float32, from `training.export.to_onnx`.
-        scales: of `training.scales.choose_scales` for this graph.
+        model: computes in float32, from `training.export.graph.to_onnx`.
+        scales: of `training.export.scales.choose_scales` for this graph.
 
     Returns:
         The serialised graph. A quantised weight keeps its name and shape as int8 [outputs,

@@ -147,7 +147,7 @@ def choose_scales(model: bytes, encoder: TextEncoder, texts: Sequence[str]) -> d
     """Runs the graph on texts and chooses the scale of what goes into each of its linear layers.
 
     Args:
-        model: computes in float32, from `training.export.to_onnx`.
+        model: computes in float32, from `training.export.graph.to_onnx`.
         encoder: of the bundle. Each window runs alone and without pads, so that only what a text
             itself brings counts.
         texts: for calibration, of the training data.

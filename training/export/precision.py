@@ -25,15 +25,15 @@ from models.bundle import Bundle
 from models.explainer import Explainer
 from models.session import OnnxSession
 from models.text import TextEncoder
-from training.agreement import Comparison, compare
 from training.config import DataSource, Recipe
 from training.data import Example, load, sample
+from training.export.agreement import Comparison, compare
+from training.export.half import to_half
+from training.export.integer import to_int8
+from training.export.release import describe_validation
+from training.export.scales import choose_scales
 from training.guard import guard_data, hold
-from training.half import to_half
-from training.integer import to_int8
 from training.recipe import read_recipe
-from training.release import describe_validation
-from training.scales import choose_scales
 
 Derived = Literal["fp16", "int8"]
 CALIBRATION_TEXTS: Final = 256  # of the training data, for the scales of int8

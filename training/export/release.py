@@ -22,7 +22,7 @@ from training.config import Recipe
 from training.data import Example
 from training.evaluation.calibration import calibration_error, fit_temperature
 from training.explainer.network import ExplainerNetwork
-from training.export import FusedModel, bundle_config, round_weights, to_onnx
+from training.export.graph import FusedModel, bundle_config, round_weights, to_onnx
 
 PARITY_SHAPES = ((1, 1), (1, 512), (7, 33))
 PARITY = 1e-4  # largest difference between the graph and the torch module it was made from

@@ -22,7 +22,7 @@ from training.attention import written_out
 from training.blackbox.cnn import CnnForSequenceClassification
 from training.blackbox.huggingface import WINDOWS, HuggingFaceBlackBox
 from training.explainer.network import ExplainerNetwork, NetworkConfig, select_states
-from training.integer import dequantised_weights
+from training.export.integer import dequantised_weights
 
 OPSET = 20  # the first with a node for GELU, which ONNX Runtime joins with the bias before it
 EXPLANATION_OUTPUTS = ("weights", "label_probs")
