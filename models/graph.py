@@ -7,7 +7,7 @@ branch is moved into the graph when it is loaded, or left out. Weights are not c
 
 from typing import Final
 
-from models.protobuf import bodies, fields, text, texts, with_length
+from models.protobuf import Parts, bodies, fields, text, texts, with_length
 
 # Numbers of fields in onnx.proto.
 MODEL_GRAPH: Final = 7
@@ -33,8 +33,9 @@ def split(model: bytes, *, explain: bool) -> bytes:
     graphs = [field for field in found if field.number == MODEL_GRAPH]
     if len(graphs) != 1:
         raise ValueError("it holds no graph")
-    parts = [field.whole for field in found if field.number != MODEL_GRAPH]
-    return b"".join([*parts, with_length(MODEL_GRAPH, _decide(graphs[0].body, explain=explain))])
+    around = [field.whole for field in found if field.number != MODEL_GRAPH]
+    decided = with_length(MODEL_GRAPH, *_decide(graphs[0].body, explain=explain))
+    return b"".join([*around, *decided])
 
 
 def is_choice(node: memoryview) -> bool:
@@ -62,12 +63,12 @@ def outputs(graph: memoryview) -> list[str]:
 
 def identity(source: str, result: str) -> bytes:
     """The node that gives a value a second name, as a field of a graph."""
-    body = with_length(NODE_INPUT, source.encode()) + with_length(NODE_OUTPUT, result.encode())
-    return with_length(NODE, body + with_length(OP_TYPE, b"Identity"))
+    names = with_length(NODE_INPUT, source.encode()) + with_length(NODE_OUTPUT, result.encode())
+    return b"".join(with_length(NODE, *names, *with_length(OP_TYPE, b"Identity")))
 
 
-def _decide(graph: memoryview, *, explain: bool) -> bytes:
-    parts: list[bytes | memoryview] = []
+def _decide(graph: memoryview, *, explain: bool) -> Parts:
+    parts: Parts = []
     choices = 0
     for field in fields(graph):
         if field.number == NODE and is_choice(field.body):
@@ -80,10 +81,10 @@ def _decide(graph: memoryview, *, explain: bool) -> bytes:
             parts.append(field.whole)
     if choices != 1:
         raise ValueError(f"it has {choices} nodes `If` on the input `explain` instead of one")
-    return b"".join(parts)
+    return parts
 
 
-def _then(node: memoryview) -> list[bytes | memoryview]:
+def _then(node: memoryview) -> Parts:
     """Return the then-branch as fields of the graph around it; names are unique in both."""
     then = branch(node, "then_branch")
     moved = [field.whole for field in fields(then) if field.number not in _NAMED]

@@ -1,7 +1,7 @@
 """Messages of Protocol Buffers taken apart and put together, for graphs where they are served.
 
 The `onnx` package is not installed there. Only fields that matter are looked into; all others are
-copied as they are.
+copied as they are, and once: what is put together stays in parts until somebody joins all of it.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _LONGEST: Final = 10  # bytes of a number
+
+Parts = list[bytes | memoryview]  # of a message, in order
 
 
 class Field(NamedTuple):
@@ -73,9 +75,10 @@ def whole_number(message: memoryview, number: int) -> int:
     return next((field.value for field in fields(message) if field.number == number), 0)
 
 
-def with_length(number: int, body: bytes) -> bytes:
-    """A field that holds a string or a message."""
-    return _encoded(number << 3 | _BYTES) + _encoded(len(body)) + body
+def with_length(number: int, *body: bytes | memoryview) -> Parts:
+    """A field that holds a string or a message, which may itself come in parts."""
+    size = sum(len(part) for part in body)
+    return [_encoded(number << 3 | _BYTES) + _encoded(size), *body]
 
 
 def with_value(number: int, value: int) -> bytes:

@@ -31,6 +31,7 @@ from models.graph import (
 )
 from models.protobuf import (
     Field,
+    Parts,
     bodies,
     fields,
     text,
@@ -109,7 +110,7 @@ def retargetable(model: bytes) -> Retargetable | None:
         ValueError: this is no ONNX model.
     """
     found = list(fields(memoryview(model)))
-    around = b"".join(field.whole for field in found if field.number != MODEL_GRAPH)
+    around = [field.whole for field in found if field.number != MODEL_GRAPH]
     graphs = [field.body for field in found if field.number == MODEL_GRAPH]
     if len(graphs) != 1:
         raise ValueError("it holds no graph")
@@ -118,9 +119,9 @@ def retargetable(model: bytes) -> Retargetable | None:
     if plan is None:
         return None
     return Retargetable(
-        around + with_length(MODEL_GRAPH, graph.with_states(plan.states)),
+        b"".join([*around, *with_length(MODEL_GRAPH, *graph.with_states(plan.states))]),
         tuple(_STATE + name for name in plan.states),
-        around + with_length(MODEL_GRAPH, graph.rest(plan)),
+        b"".join([*around, *with_length(MODEL_GRAPH, *graph.rest(plan))]),
     )
 
 
@@ -183,37 +184,32 @@ class _Graph:
         weights = [field for name, field in self._weights.items() if name in wanted]
         return _Plan(states, nodes[::-1], weights)
 
-    def with_states(self, states: dict[str, int]) -> bytes:
+    def with_states(self, states: dict[str, int]) -> Parts:
         """The graph with its states as further outputs."""
         [choice] = self._choices
         within = {name for node in self._branch for name in node.results}
         inner = [name for name in states if name in within]
-        parts = [field.whole for field in self._fields if field is not choice]
-        return b"".join(
-            [
-                *parts,
-                with_length(NODE, _choice(choice.body, inner)),
-                *(identity(name, _STATE + name) for name in states if name not in inner),
-                *(_value(OUTPUT, _STATE + name) for name in states),
-            ]
-        )
+        return [
+            *(field.whole for field in self._fields if field is not choice),
+            *with_length(NODE, *_choice(choice.body, inner)),
+            *(identity(name, _STATE + name) for name in states if name not in inner),
+            *(_value(OUTPUT, _STATE + name) for name in states),
+        ]
 
-    def rest(self, plan: _Plan) -> bytes:
+    def rest(self, plan: _Plan) -> Parts:
         """The graph from the states and the target to weights and label_probs."""
         [choice] = self._choices
         outer = texts(choice.body, NODE_OUTPUT)
-        return b"".join(
-            [
-                with_length(2, b"rest"),
-                *(field.whole for field in plan.weights),
-                *(_value(INPUT, _STATE + name, kind) for name, kind in plan.states.items()),
-                _value(INPUT, "target", _INT64),
-                *(identity(_STATE + name, name) for name in plan.states),
-                *(node.field.whole for node in plan.nodes),
-                *(identity(*pair) for pair in zip(self._inner, outer, strict=True)),
-                *(_value(OUTPUT, name) for name in outer),
-            ]
-        )
+        return [
+            *with_length(2, b"rest"),
+            *(field.whole for field in plan.weights),
+            *(_value(INPUT, _STATE + name, kind) for name, kind in plan.states.items()),
+            _value(INPUT, "target", _INT64),
+            *(identity(_STATE + name, name) for name in plan.states),
+            *(node.field.whole for node in plan.nodes),
+            *(identity(*pair) for pair in zip(self._inner, outer, strict=True)),
+            *(_value(OUTPUT, name) for name in outer),
+        ]
 
     def _reached(self, names: Iterable[str]) -> set[str]:
         """Everything that depends on what is in values of these names, and not on their sizes.
@@ -267,9 +263,9 @@ def _said(node: _Node) -> int:
     return _FLOAT if node.op_type == "ConstantOfShape" else _OTHER
 
 
-def _choice(node: memoryview, states: Iterable[str]) -> bytes:
+def _choice(node: memoryview, states: Iterable[str]) -> Parts:
     """The `If` with states of its then-branch as further outputs."""
-    parts: list[bytes | memoryview] = []
+    parts: Parts = []
     for field in fields(node):
         if field.number != ATTRIBUTE:
             parts.append(field.whole)
@@ -280,10 +276,11 @@ def _choice(node: memoryview, states: Iterable[str]) -> bytes:
         else:
             more = _empty(outputs(graph)[0], states)
         others = [part.whole for part in fields(field.body) if part.number != ATTRIBUTE_GRAPH]
-        inner = with_length(ATTRIBUTE_GRAPH, b"".join([graph, *more]))
-        parts.append(with_length(ATTRIBUTE, b"".join([*others, inner])))
-    named = [with_length(NODE_OUTPUT, (_STATE + name).encode()) for name in states]
-    return b"".join([*parts, *named])
+        inner = with_length(ATTRIBUTE_GRAPH, graph, *more)
+        parts += with_length(ATTRIBUTE, *others, *inner)
+    for name in states:
+        parts += with_length(NODE_OUTPUT, (_STATE + name).encode())
+    return parts
 
 
 def _empty(source: str, states: Iterable[str]) -> list[bytes]:
@@ -300,5 +297,5 @@ def _value(number: int, name: str, kind: int = _OTHER) -> bytes:
     body = with_length(VALUE_NAME, name.encode())
     if kind != _OTHER:
         tensor = with_length(_TENSOR_TYPE, with_value(_ELEMENT, kind))
-        body += with_length(_VALUE_TYPE, tensor)
-    return with_length(number, body)
+        body += with_length(_VALUE_TYPE, *tensor)
+    return b"".join(with_length(number, *body))

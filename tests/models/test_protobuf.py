@@ -15,8 +15,16 @@ def message(proto):
 
 @given(st.text(), st.integers(0, 2**63 - 1))
 def test_what_is_put_together_is_read(name, number):
-    value = onnx.AttributeProto.FromString(with_length(1, name.encode()) + with_value(3, number))
+    written = b"".join([*with_length(1, name.encode()), with_value(3, number)])
+    value = onnx.AttributeProto.FromString(written)
     assert (value.name, value.i) == (name, number)
+
+
+@given(st.lists(st.binary(max_size=200)))
+def test_a_message_in_parts_is_as_in_one(parts):
+    """Whatever is joined, and when."""
+    whole = b"".join(parts)
+    assert b"".join(with_length(7, *parts)) == b"".join(with_length(7, whole))
 
 
 @given(st.lists(st.text(max_size=200), max_size=5), st.text(max_size=5))
