@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from service.deferred import Deferred
 
 _MOST = 32  # lines that wait
-_SECONDS = 1.0  # that they wait at most
+_SECONDS = 0.1  # that they wait at most
 
 # The ids of the request's span where requests are traced, see `service.tracing`.
 TRACE: ContextVar[Mapping[str, str] | None] = ContextVar("trace", default=None)
@@ -64,37 +64,35 @@ class Answered(NamedTuple):
 
 
 class AccessLines:
-    """Lines about requests, written when the server has time, or many together.
+    """Lines about requests, written many together: with the 32nd, or soon after the first.
 
-    When nobody else is being answered that is as soon as the answer has left, else with the 32nd
-    line or a second later, whichever comes first. Of one event loop.
+    Also where one request comes at a time, for the next often comes as soon as one is answered, and
+    would wait for the line. Of one event loop.
     """
 
     def __init__(self) -> None:
         self._lines = Deferred(_MOST)
-        self._open = 0  # requests
         self._timer: asyncio.Handle | None = None
+        self._closed = False
 
-    def begin(self) -> None:
-        """Notes that a request is being answered."""
-        self._open += 1
-
-    def end(self, answered: Answered) -> None:
-        """Notes that one has been answered."""
-        self._open -= 1
+    def add(self, answered: Answered) -> None:
+        """Notes that a request has been answered."""
         self._lines.add(_write, answered)
-        loop = asyncio.get_running_loop()
-        if not self._open:
-            # Not before what the loop has to send by now.
-            loop.call_soon(self.flush, context=Context())
+        if self._closed:
+            self._lines.make()
         elif self._timer is None:
-            self._timer = loop.call_later(_SECONDS, self.flush, context=Context())
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_SECONDS, self._flush, context=Context())
 
-    def flush(self) -> None:
-        """Writes what waits."""
+    def close(self) -> None:
+        """Writes what waits, and all else as it comes: the server ends."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._flush()
+
+    def _flush(self) -> None:
+        self._timer = None
         self._lines.make()
 
 

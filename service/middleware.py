@@ -59,7 +59,8 @@ class Envelope:
             try:
                 await self.app(scope, receive, send)
             finally:
-                self.lines.flush()  # the server ends
+                if scope["type"] == "lifespan":  # the server ends
+                    self.lines.close()
             return
         start: float = scope.get(SINCE) or time.perf_counter()
         status = sent = 0
@@ -80,7 +81,6 @@ class Envelope:
             sent += len(message.get("body", b""))
             await send(message)
 
-        self.lines.begin()
         try:
             await self.app(scope, receive, pass_on)
         except Exception as error:  # noqa: BLE001 - the last resort
@@ -92,7 +92,7 @@ class Envelope:
             route = getattr(scope.get("route"), "path", "-")
             seconds = time.perf_counter() - start
             about = (identity, method, route, status, sent, seconds, scope.get(STAGES, {}))
-            self.lines.end(Answered(time.time(), *about, TRACE.get() or {}))
+            self.lines.add(Answered(time.time(), *about, TRACE.get() or {}))
             self.metrics.answered(route, method, status, seconds)
 
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.text import bucket_length
-from service.logs import AccessLines
+from service.logs import AccessLines, Answered
 from service.metrics import REASONS, STAGES, Metrics
 from service.middleware import Envelope
 
@@ -158,35 +158,33 @@ def test_log_lines_are_json_where_that_is_asked_for(process, wait_until):
     assert "zanzibar" not in "".join(running.lines)
 
 
-def test_a_line_says_when_its_request_was_answered_and_not_when_it_was_written(
-    serving, held, caplog, wait_until
-):
+def test_each_request_has_its_line(client, caplog, wait_until):
     def seen():
-        return [one for one in caplog.records if one.name == "l2e.access"]
+        access = [one for one in caplog.records if one.name == "l2e.access"]
+        return [one.fields["request"] for one in access if one.fields["request"] in asked]
 
     caplog.set_level(logging.INFO, logger="l2e.access")
-    live = serving(held)
-    live.client.get("/health/live")
-    wait_until(seen)  # nobody else is there
-    caplog.clear()
-    held.hold()
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(live.client.post, "/predict", json={"text": "slow"})
-        held.wait_until_entered()
-        first = live.client.get("/health/live").headers["x-request-id"]
-        answered = time.time()
-        wait_until(seen)
-        assert time.time() - answered > 0.5
-        assert [one.fields["request"] for one in seen()] == [first]
-        assert abs(seen()[0].created - answered) < 0.5
-        for _ in range(32):
-            live.client.get("/health/live")
-        wait_until(lambda: len(seen()) >= 33)
-        live.client.get("/health/ready")
-        held.gate.set()
-        assert slow.result().status_code == 200
-    wait_until(lambda: len(seen()) == 35)
-    assert [one.fields["route"] for one in seen()[-2:]] == ["/health/ready", "/predict"]
+    asked = [client.get("/health/live").headers["x-request-id"] for _ in range(99)]
+    wait_until(lambda: len(seen()) >= 99)
+    assert seen() == asked
+
+
+def test_lines_are_written_many_together(caplog):
+    """And not before, but for the last ones, with the times of the answers."""
+
+    async def run():
+        lines = AccessLines()
+        counts = []
+        for _ in range(70):
+            lines.add(Answered(1.5, "id", "GET", "/", 200, 2, 0.01, {}, {}))
+            counts.append(len(caplog.records))
+        assert counts == [0] * 31 + [32] * 32 + [64] * 7
+        await asyncio.sleep(0.2)
+        assert len(caplog.records) == 70
+
+    caplog.set_level(logging.INFO, logger="l2e.access")
+    asyncio.run(run())
+    assert {record.created for record in caplog.records} == {1.5}
 
 
 def test_lines_that_wait_are_written_when_the_server_ends(caplog):
