@@ -92,8 +92,8 @@ class Envelope:
             route = getattr(scope.get("route"), "path", "-")
             seconds = time.perf_counter() - start
             about = (identity, method, route, status, sent, seconds, scope.get(STAGES, {}))
-            self.lines.add(Answered(time.time(), *about, TRACE.get() or {}))
             self.metrics.answered(route, method, status, seconds)
+            self.lines.add(Answered(time.time(), *about, TRACE.get() or {}))
 
 
 def _timing(stages: Mapping[str, float], total: float) -> bytes:
