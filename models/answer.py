@@ -9,7 +9,11 @@ a document of any length, alone or in company, gets the same numbers in bounded 
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -46,25 +50,28 @@ class LabelSoFar:
     """The class of a document as far as its windows have been run; those that are kept only add.
 
     Its rows share one, so that fewer windows explain a class that is not the document's; more do
-    only where a document turns late. It is read when a run begins and told when it ends, and runs
-    of one document come one after the other.
+    only where a document turns late. It is read when a run begins and told when it ends, by several
+    threads where several runs go on at a time.
     """
 
     def __init__(self) -> None:
         self._logits: FloatArray | None = None  # [C], the sum
+        self._lock = threading.Lock()
 
     @property
     def target(self) -> int:
         """The class; `PREDICTED` before the first run, and while two classes are about equal."""
-        if self._logits is None:
+        logits = self._logits
+        if logits is None:
             return PREDICTED
-        second, first = np.sort(self._logits)[[-2, -1]]
-        return int(self._logits.argmax()) if first - second >= _CLEAR else PREDICTED
+        second, first = np.sort(logits)[[-2, -1]]
+        return int(logits.argmax()) if first - second >= _CLEAR else PREDICTED
 
     def add(self, logits: npt.NDArray[np.float32]) -> None:
         """Takes in what one window says, [C]."""
-        known = 0.0 if self._logits is None else self._logits
-        self._logits = known + logits.astype(np.float64)
+        with self._lock:
+            known = 0.0 if self._logits is None else self._logits
+            self._logits = known + logits.astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,10 +248,40 @@ def _retarget(
     return RowOutputs(target, logits, weights[0, :size], label_probs[0, :size])
 
 
+def run_batches(
+    batches: Sequence[Sequence[Row]],
+    run: Callable[[Sequence[Row]], list[RowOutputs]],
+    runners: int = 1,
+) -> Generator[list[RowOutputs], None, None]:
+    """Runs batches, several at a time, and yields the outputs of each, in order.
+
+    Args:
+        batches: each of one bucket.
+        run: runs the graph once, see `run_rows`; asked by `runners` threads.
+        runners: at a time. Only so many and two more are begun before they are taken.
+    """
+    if runners == 1 or len(batches) == 1:
+        yield from map(run, batches)
+        return
+    begun: deque[Future[list[RowOutputs]]] = deque()
+    with ThreadPoolExecutor(runners, "run of the graph") as pool:
+        try:
+            for batch in batches:
+                if len(begun) == runners + 2:
+                    yield begun.popleft().result()
+                begun.append(pool.submit(run, batch))
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
+
+
 def run_flows(
     flows: Iterable[Flow[Result]],
     run: Callable[[Sequence[Row]], list[RowOutputs]],
     max_tokens: int,
+    runners: int = 1,
 ) -> list[Result]:
     """Drives flows to their ends, all at a time.
 
@@ -252,6 +289,7 @@ def run_flows(
         flows: fresh ones.
         run: runs the graph once, see `run_rows`.
         max_tokens: padded tokens that it gets; a longer row runs alone.
+        runners: runs at a time, on as many threads.
 
     Returns:
         What each flow returned, in order.
@@ -276,15 +314,18 @@ def run_flows(
         rows = [(number, place) for number, rows in wanted.items() for place in range(len(rows))]
         asked, wanted = wanted, {}
         found: dict[int, dict[int, RowOutputs]] = {number: {} for number in asked}
-        for batch in _batches([asked[number][place] for number, place in rows], max_tokens):
-            outputs = run([asked[rows[index][0]][rows[index][1]] for index in batch])
-            for index, one in zip(batch, outputs, strict=True):
-                number, place = rows[index]
-                found[number][place] = one
-                if len(found[number]) == len(asked[number]):
-                    # At once, for outputs are much larger than what becomes of them.
-                    mine = found.pop(number)
-                    go_on(number, [mine[place] for place in range(len(mine))])
+        several = [asked[number][place] for number, place in rows]
+        batches = [*_batches(several, max_tokens)]
+        runs = run_batches([[several[i] for i in batch] for batch in batches], run, runners)
+        with closing(runs):
+            for batch, outputs in zip(batches, runs, strict=True):
+                for index, one in zip(batch, outputs, strict=True):
+                    number, place = rows[index]
+                    found[number][place] = one
+                    if len(found[number]) == len(asked[number]):
+                        # At once, for outputs are much larger than what becomes of them.
+                        mine = found.pop(number)
+                        go_on(number, [mine[place] for place in range(len(mine))])
     return [results[number] for number in range(len(results))]
 
 
@@ -299,7 +340,7 @@ def document_logits(
     pairs = zip(documents, kept, strict=True)
     flows = [logits_flow(encoder, document, [mask]) for document, mask in pairs]
     run = partial(run_rows, session, encoder.pad_id)
-    found = run_flows(flows, run, session.batch_tokens)
+    found = run_flows(flows, run, session.batch_tokens, session.runners)
     return [logits[0] for logits in found]
 
 
@@ -313,7 +354,7 @@ def answer_documents(
     wanted = [PREDICTED] * len(documents) if targets is None else targets
     flows = [answer_flow(one, target) for one, target in zip(documents, wanted, strict=True)]
     run = partial(run_rows, session, encoder.pad_id)
-    return run_flows(flows, run, session.batch_tokens)
+    return run_flows(flows, run, session.batch_tokens, session.runners)
 
 
 def make_golden(

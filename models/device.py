@@ -62,7 +62,16 @@ class Device(NamedTuple):
         fifth more in runs of 2,048. With 384 a single one answers fewer short texts, and others
         hardly sooner (docs/results/limits.json). That of CUDA is a guess, for it has not been run.
         """
-        return 16_384 if self.provider == CUDA else 256 * max(2, threads)
+        if self.provider == CUDA:
+            return 16_384
+        return 512 if self.provider == CPU else 256 * max(2, threads)
+
+    def runners(self, threads: int) -> int:
+        """Returns how many runs at a time keep so many threads busy, see `models.cores`.
+
+        OpenVINO has streams of its own, which have not been tried, and CUDA runs one at a time.
+        """
+        return threads if self.provider == CPU else 1
 
     @property
     def kind(self) -> str:

@@ -18,6 +18,7 @@ from models.answer import (
     BoolArray,
     FloatArray,
     Flow,
+    Result,
     Row,
     RowOutputs,
     answer_flow,
@@ -179,7 +180,7 @@ class Explainer:
             self._explain(document, wanted, max_words)
             for document, wanted in zip(documents, targets, strict=True)
         ]
-        return run_flows(flows, self.run, self.session.batch_tokens)
+        return self._drive(flows)
 
     def predict(
         self, texts: Sequence[str], target: str | Sequence[str | None] | None = None
@@ -191,7 +192,7 @@ class Explainer:
             self._predict(document, wanted)
             for document, wanted in zip(documents, targets, strict=True)
         ]
-        return run_flows(flows, self.run, self.session.batch_tokens)
+        return self._drive(flows)
 
     def verify(self, explanation: Explanation) -> dict[str, float]:
         """Check a rationale against the classifier by masking words.
@@ -203,7 +204,7 @@ class Explainer:
             `sufficiency`, the fall of its probability (lower is better).
         """
         flow = self.verification_flow(explanation)
-        return run_flows([flow], self.run, self.session.batch_tokens)[0]
+        return self._drive([flow])[0]
 
     def explanation_flow(
         self,
@@ -271,13 +272,16 @@ class Explainer:
         kept: Sequence[BoolArray | None] = [None] * len(documents) if keep is None else keep
         pairs = zip(documents, kept, strict=True)
         flows = [logits_flow(self.encoder, document, [mask]) for document, mask in pairs]
-        return np.concatenate(run_flows(flows, self.run, self.session.batch_tokens))
+        return np.concatenate(self._drive(flows))
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Return calibrated probabilities float64 [n, C] of logits [n, C]."""
         scaled = logits / self.bundle.manifest.temperature
         exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+
+    def _drive(self, flows: Sequence[Flow[Result]]) -> list[Result]:
+        return run_flows(flows, self.run, self.session.batch_tokens, self.session.runners)
 
     def _explanation(
         self,

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from models.binding import STRENGTHS, BoundGraph
+from models.cores import CpuGraph
 from models.device import (
     CPU,
     CUDA,
@@ -98,6 +100,7 @@ class OnnxSession:
         device_reason: why this device, for a log line or `l2e doctor`.
         precision: "bf16" where the device computes in it, None where it follows the graph.
         batch_tokens: padded tokens of one run that it answers the quickest, see `Device`.
+        runners: runs at a time that keep all its threads busy.
 
     Raises:
         DeviceError: another device than auto was asked for and does not work (there is no
@@ -121,6 +124,7 @@ class OnnxSession:
         self.device, self.provider, self.device_reason = found
         self.precision = found.precision
         self.batch_tokens = found.batch_tokens(self.threads)
+        self.runners = found.runners(self.threads)
 
     def run(
         self,
@@ -216,9 +220,9 @@ class _Opened(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """What ONNX Runtime holds of it."""
+    """What ONNX Runtime holds of it; on the CPU both graphs are one."""
 
-    graphs: dict[bool, ort.InferenceSession]
+    graphs: dict[bool, ort.InferenceSession | CpuGraph]
     retargeting: _Retargeting | None = None
 
 
@@ -226,12 +230,15 @@ def _open(model: bytes | Path, where: str, chosen: Device, threads: int) -> _Ope
     """Load the graph on the chosen device, or on the CPU with the reason why."""
     try:
         graphs, retargeting = _load(model, chosen, threads)
-        for explain, graph in graphs.items():
-            _check_signature(graph, where, chosen, explain=explain)
-        if all(graph.get_providers()[0] == chosen.provider for graph in graphs.values()):
+        sessions = {explain: _session(graph) for explain, graph in graphs.items()}
+        for explain, session in sessions.items():
+            _check_signature(session, where, chosen, explain=explain)
+        if all(session.get_providers()[0] == chosen.provider for session in sessions.values()):
             runs = {explain: _run(graph, chosen, explain) for explain, graph in graphs.items()}
             if chosen.provider != CPU:
                 _try(runs)
+            if isinstance(graph := graphs[True], CpuGraph) and not graph.holds(_OUTPUTS):
+                _log.warning("each run has one thread: on several it answers something else")
             return _Opened(runs, retargeting, chosen)
         reason = "see ONNX Runtime's message above"
     except MismatchError:
@@ -258,22 +265,26 @@ def _load(model: bytes | Path, device: Device, threads: int) -> _Loaded:
         # It warns of every constant that it folds, and only the process has a say in that.
         ort.set_default_logger_severity(_ERRORS)
 
-    def start(source: bytes | str, threads: int = threads) -> ort.InferenceSession:
+    def start(source: bytes | str, threads: int) -> ort.InferenceSession:
         session = ort.InferenceSession(source, _options(threads), providers, enable_fallback=0)
         session._model_bytes = None  # kept for the fallback, though it is off
         return session
 
     if device.splits:
         whole = model.read_bytes() if isinstance(model, Path) else model
-        return _Loaded({explain: start(split(whole, explain=explain)) for explain in (False, True)})
-    if (loaded := _load_retargeting(model, device, start)) is not None:
+        parts = {explain: split(whole, explain=explain) for explain in (False, True)}
+        return _Loaded({explain: start(part, threads) for explain, part in parts.items()})
+    if (loaded := _load_retargeting(model, device, threads, start)) is not None:
         return loaded
-    session = start(str(model) if isinstance(model, Path) else model)
-    return _Loaded({False: session, True: session})
+    graph = CpuGraph(partial(start, str(model) if isinstance(model, Path) else model), threads)
+    return _Loaded({False: graph, True: graph})
 
 
 def _load_retargeting(
-    model: bytes | Path, device: Device, start: Callable[..., ort.InferenceSession]
+    model: bytes | Path,
+    device: Device,
+    threads: int,
+    start: Callable[[bytes | str, int], ort.InferenceSession],
 ) -> _Loaded | None:
     """Load the graph so that it gives states; None where it cannot be cut, or does not hold then.
 
@@ -286,10 +297,10 @@ def _load_retargeting(
     if found is None:
         return None
     try:
-        session = start(found.whole)
+        graph = CpuGraph(partial(start, found.whole), threads)
         # A fraction of a millisecond, in which other threads may run the graph on all of theirs.
-        rest = start(found.rest, threads=1)
-        run = _run(session, device, explain=True, states=found.states)
+        rest = start(found.rest, 1)
+        run = _run(graph, device, explain=True, states=found.states)
         retargeting = _Retargeting(run, found.states, rest)
         reason = "" if retargeting.holds() else "its parts answer something else"
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
@@ -297,13 +308,20 @@ def _load_retargeting(
     if reason:
         _log.warning("the graph is not cut, so that some windows are run twice: %s", reason)
         return None
-    return _Loaded({False: session, True: session}, retargeting)
+    return _Loaded({False: graph, True: graph}, retargeting)
+
+
+def _session(graph: ort.InferenceSession | CpuGraph) -> ort.InferenceSession:
+    return graph.session if isinstance(graph, CpuGraph) else graph
 
 
 def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # It plans a block of memory for each shape, and each run at a time its own: 35 MB more for
+    # two, and no run is quicker by it.
+    options.enable_mem_pattern = False
     # Spinning threads would take the cores from the tokenizer and the HTTP server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in integer_options(processor_flags()).items():
@@ -313,11 +331,14 @@ def _options(threads: int) -> ort.SessionOptions:
 
 
 def _run(
-    graph: ort.InferenceSession, device: Device, explain: bool, states: Sequence[str] = ()
+    graph: ort.InferenceSession | CpuGraph,
+    device: Device,
+    explain: bool,
+    states: Sequence[str] = (),
 ) -> Run:
     """Return what runs a loaded graph and gives its outputs in order, and the states after them."""
     if device.provider == CUDA:
-        return BoundGraph(graph, "cuda", explain=explain, record=device.graphs).run
+        return BoundGraph(_session(graph), "cuda", explain=explain, record=device.graphs).run
     constant = {} if device.splits else {"explain": np.array(explain)}
     names = [*_outputs(device, explain), *states]
 

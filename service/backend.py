@@ -81,6 +81,7 @@ class Backend:
                 max_batch_tokens=self.settings.max_batch_tokens or explainer.session.batch_tokens,
                 metrics=self.metrics,
                 crew=crew_for(explainer.session.device, available_threads()),
+                runners=explainer.session.runners,
                 gate=self.gate,
             )
             _watch(self.metrics, self._scheduler)

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         description="Most padded tokens in one run of the model; a longer row runs alone. By "
-        "default as many as the device answers the quickest: 256 for each thread of a processor.",
+        "default as many as the device answers the quickest: 512 on a processor.",
     )
     request_timeout: Seconds = Field(
         60.0, gt=0, description="Seconds from the parsed request to its answer (else 504)."

@@ -6,12 +6,17 @@ import gc
 import json
 import os
 import socket
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from models.answer import Row
+from models.bundle import load
+from models.device import shipped_bundle
 from models.explainer import Explainer
+from models.session import OnnxSession
 from tests.bench.curl import ask_by_curl, lacks_curl
 from tests.bench.http import Bench, at_70_percent, measure
 from tests.bench.invariance import (
@@ -42,6 +47,10 @@ from tests.bench.load import (
 from tests.bench.memory import MemoryWatch, Sample, resident_megabytes, slope
 from tests.bench.queue import BatchTimes, average, measure_batches, simulate
 from tests.bench.results import finish, ratio, rounded
+from tests.bench.runners import Side, runs_per_second
+from tests.bench.runners import measure as measure_runners
+from tests.bench.runners import start as start_graph
+from tests.bench.runners import to_markdown as runners_to_markdown
 from tests.bench.servers import SERVICE, Cores, running_on, server, share_cores
 from tests.bench.stream import stream_slowly
 from tests.conftest import WithoutStates
@@ -90,6 +99,18 @@ def test_a_window_that_is_asked_again_goes_before_those_that_came_later():
     texts = [[[row(8)], [row(8)]], [[row(16)]], [[row(8)]]]
     done = simulate([0.0, 0.5, 0.6], texts, by_tokens, 64)
     assert done.tolist() == [3.0, 5.0, 3.0]
+
+
+def test_two_runners_share_what_waits():
+    """The second takes the other length at once, and whoever is free first the next."""
+    texts = [[[row(8)]], [[row(16)]], [[row(8)]], [[row(16)]]]
+    done = simulate([0.0, 0.0, 0.1, 2.5], texts, by_tokens, 64, 2)
+    assert done.tolist() == [1.0, 2.0, 2.0, 4.5]
+
+
+def test_windows_of_a_text_run_at_a_time_and_what_it_asks_again_after_both():
+    done = simulate([0.0], [[[row(8), row(16)], [row(8)]]], by_tokens, 64, 2)
+    assert done.tolist() == [3.0]
 
 
 def test_the_simulated_queue_is_that_of_theory():
@@ -197,6 +218,21 @@ def test_batches_of_every_size_that_can_come_have_a_time(tiny_explainer):
     assert [*times.measured[8]] == [1, 4, 8]
     assert [*times.measured[16]] == [1, 2, 4]
     assert all(times(rows, 16) > 0 for rows in range(1, 5))
+
+
+def test_where_several_runs_go_on_at_a_time_each_is_timed_beside_others(
+    tiny_bundle, tiny_model_bytes
+):
+    class Counted(Explainer):
+        def __init__(self):
+            super().__init__(load(tiny_bundle), OnnxSession(tiny_model_bytes, threads=3))
+            self.together = threading.Barrier(3)
+
+        def run(self, rows):
+            self.together.wait(10)  # breaks unless three come
+            return super().run(rows)
+
+    assert [*measure_batches(Counted(), [8], 16, passes=1).measured[8]] == [1, 2]
 
 
 # Clocks and the client
@@ -648,3 +684,26 @@ def test_the_table_of_peers():
         "| silent | label and rationale | no: labels 0 of 8, rationales 0 of 8 | - | 0.0 | - "
         "| 5,000 of 5,000 | - |",
     ]
+
+
+# Runs at a time
+
+
+def test_ways_to_run_batches_are_set_side_by_side():
+    model = load(shipped_bundle("cpu")).model_bytes()
+    graphs = {threads: start_graph(model, threads) for threads in (1, 2)}
+    rows = [measure_runners(graphs, batch, 24, 0.05, 2) for batch in (1, 2)]
+    for row, batch in zip(rows, (1, 2), strict=True):
+        assert (row["tokens"], row["batch"]) == (24, batch)
+        assert min(row["all_threads"], row["at_a_time"], row["one_thread"]) > 0
+        low, high = row["at_a_time_ratio_quartiles"]
+        assert low <= row["at_a_time_ratio"] <= high
+    assert runners_to_markdown({"threads": 2, "rows": rows}).count("\n") == 4
+
+
+def test_runs_of_all_callers_are_counted():
+    """Each sleeps, so that three do about three times as many as one."""
+    one, three = (
+        runs_per_second(Side(lambda: time.sleep(0.01), callers), 0.3) for callers in (1, 3)
+    )
+    assert 1.5 < three / one < 6

@@ -2,13 +2,13 @@
 
 A request is a ticket; each of its texts is a task whose way is a flow (see `models.answer`).
 Threads carry flows on: tokenisation at the start, words and rationale at the end. Between these the
-rows wait in one queue, where those of all requests are mixed into batches for the graph, which runs
-one batch at a time. Two equal threads share all of this, so that one tokenises while the other runs
-the graph, and a text that comes alone stays with one thread from its start to its end: on an idle
-server each change of thread would cost it a tenth of a millisecond. Where there is one core, one
-thread does both in turns (see `service.batching.turns`). Long texts are tokenised by another, so
-that a book holds up nobody else's sentence. Requests are refused at the door when their answers
-would come too late, and what nobody waits for any more is not computed.
+rows wait in one queue, where those of all requests are mixed into batches for the graph. Equal
+threads share all of this, as many as the processor has cores, and a text that comes alone stays
+with one of them from its start to its end: on an idle server each change of thread would cost it a
+tenth of a millisecond. Where each may be running the graph, they do both in turns (see
+`service.batching.turns`). Long texts are tokenised by another, so that a book holds up nobody
+else's sentence. Requests are refused at the door when their answers would come too late, and what
+nobody waits for any more is not computed.
 """
 
 import asyncio
@@ -50,16 +50,17 @@ class Scheduler:
     """Threads that own the explainer.
 
     Args:
-        explainer: used by these threads alone; never asked to run twice at a time, while flows
-            go on beside a run.
+        explainer: used by these threads alone; never asked for more than `runners` runs at a time,
+            while flows go on beside them.
         max_waiting: see `Admission`.
         max_waiting_tokens: likewise.
         max_batch_tokens: padded tokens in one run of the graph.
         metrics: where all of it is counted; None counts for nobody.
-        crew: "equal" for two threads that do everything, "alone" for one that does, where there is
-            one core, and "apart" where all runs of the graph come from one thread, which does
-            nothing else: for devices that keep something for each thread that asks them, such as
-            CUDA.
+        crew: "equal" for threads that do everything, one for each runner and at least two, "alone"
+            for one that does, where there is one core, and "apart" where all runs of the graph come
+            from one thread, which does nothing else: for devices that keep something for each
+            thread that asks them, such as CUDA.
+        runners: of "equal": runs of the graph at a time.
         gate: shut during runs that are not to be disturbed, where one thread does everything.
     """
 
@@ -72,6 +73,7 @@ class Scheduler:
         max_batch_tokens: int,
         metrics: Metrics | None = None,
         crew: CrewKind = "equal",
+        runners: int = 1,
         gate: Gate | None = None,
     ) -> None:
         self._explainer = explainer
@@ -82,14 +84,17 @@ class Scheduler:
         self._changed = threading.Condition(self._lock)
         self._admission = Admission(max_waiting, max_waiting_tokens)
         self._open = 0  # tasks without an outcome
-        self._closed = self._stopped = self._running = False
+        self._closed = self._stopped = False
+        self._running, self._runners = 0, runners  # runs of the graph, and how many there may be
         self._short, self._long = Lane(), Lane()
-        self._turns = Turns(self._rows, self._short, max_batch_tokens) if crew == "alone" else None
+        count = 1 if crew == "alone" else max(2, runners)
+        shared = crew != "apart" and count == runners
+        self._turns = Turns(self._rows, self._short, max_batch_tokens) if shared else None
+        self._alone = crew == "alone"
         parts: list[tuple[str, Lane | None, bool]] = [("long texts", self._long, False)]
         if crew == "apart":
             parts += [("graph", None, True), ("texts", self._short, False)]
         else:
-            count = 1 if crew == "alone" else 2
             parts += [
                 (f"texts and graph {1 + number}", self._short, True) for number in range(count)
             ]
@@ -241,19 +246,26 @@ class Scheduler:
     def _find(self, worker: Worker) -> Job | None:
         """The graph goes before texts, for which another thread has time, unless it is alone."""
         # A batch may be empty, because nobody wants its rows any more, while others wait.
-        while worker.runs and not self._running and len(self._rows) and self._graph_is_next():
+        while worker.runs and self._may_run() and self._graph_is_next():
             if batch := self._take():
-                self._running = True
-                if self._turns is not None and self._turns.crowded(_tokens(batch)):
+                self._running += 1
+                if self._alone and self._turns and self._turns.crowded(_tokens(batch)):
                     self._gate.shut()
                 if worker.lane is not None and len(worker.lane):
                     self._crew.call_for(worker.lane)
+                elif self._may_run():
+                    self._crew.call_runner()
                 return partial(self._run_batch, worker, batch)
         if worker.lane is not None and (task := worker.lane.pop()) is not None:
             if self._turns is not None and worker.runs:
                 self._turns.advanced(fresh=not task.outputs)
+            if self._may_run():
+                self._crew.call_runner()
             return partial(self._advance, worker, task)
         return None
+
+    def _may_run(self) -> bool:
+        return self._running < self._runners and len(self._rows) > 0
 
     def _graph_is_next(self) -> bool:
         return self._turns is None or self._turns.graph_is_next()
@@ -282,7 +294,7 @@ class Scheduler:
                 entries = [Entry(row, task, place, urgent) for place, row in enumerate(rows)]
                 task.line = self._rows.add(entries, task.line)
                 self._admission.queued(task.ticket, size.padded)
-                if not worker.runs and not self._running:
+                if not worker.runs and self._may_run():
                     self._crew.call_runner()
         if outcome is not None:
             self._finish(task, outcome)
@@ -341,7 +353,7 @@ class Scheduler:
         finally:
             self._gate.open()
         with self._lock:
-            self._running = False
+            self._running -= 1
             for task in ready:
                 self._lane(task).put(task, computed=True)
             for lane in {self._lane(task) for task in ready}:
@@ -396,7 +408,8 @@ class Scheduler:
         size = Size.of(rows)
         self._metrics.ran(size.rows, size.padded, size.tokens)
         with self._lock:
-            self._admission.ran(size.padded, time.monotonic() - start)
+            # What runs beside it is as quick.
+            self._admission.ran(size.padded, (time.monotonic() - start) / self._running)
         return list(found)
 
 

@@ -1,4 +1,6 @@
-"""Whose turn it is, the graph's or the texts', where one thread on one core does both.
+"""Whose turn it is, the graph's or the texts', where each thread does both.
+
+There is one for each core; they share the turns, as if they were one that is so much quicker.
 
 Each change from one to the other finds the core's caches full of the other's: on an AMD EPYC the
 Python of a text took .85 ms after every run of the graph, .6 ms after every fourth, and the HTTP of

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from models.answer import Row, run_rows
+from models.answer import Row, run_batches, run_rows
 from models.explainer import Explainer
 from models.text import plan_batches
 from service.settings import Settings
@@ -175,7 +175,7 @@ async def clocks(bench: Bench, single: Sequence[bytes]) -> dict[str, Any]:
     others = [all_rows(bench.explainer, text) for same in texts.values() for text in same]
     rounds = [several for found in (*rows, *others) for several in found]
     lengths = [row.bucket for several in rounds for row in several]
-    most = bench.explainer.session.batch_tokens
+    most, runners = bench.explainer.session.batch_tokens, bench.explainer.session.runners
     all_times: list[BatchTimes] = []
 
     def timed() -> BatchTimes:
@@ -194,7 +194,7 @@ async def clocks(bench: Bench, single: Sequence[bytes]) -> dict[str, Any]:
         whole = Load()
         for one in passes:
             whole.add(one.load)
-        loads[name] = summary(whole, alone) | against_queue(passes, rows, most)
+        loads[name] = summary(whole, alone) | against_queue(passes, rows, most, runners)
     say("load_200")
     before = (await flood(bench.port, single, bench.seconds)).rate
     due = clock(2 * before, bench.load_seconds, poisson=False, whole=len(single))
@@ -338,6 +338,8 @@ async def throughput(
 def raw_rate(explainer: Explainer, texts: Sequence[str], again: Sequence[Row]) -> float:
     """Texts a second of a bare loop: tokenise all, then sorted batches, nothing decoded.
 
+    As many batches run at a time as the server runs.
+
     Args:
         explainer: whose graph runs.
         texts: of any length.
@@ -346,8 +348,11 @@ def raw_rate(explainer: Explainer, texts: Sequence[str], again: Sequence[Row]) -
     """
     start = time.perf_counter()
     rows = [row for text in texts for row in first_rows(explainer, text)] + [*again]
-    for group in plan_batches([len(row.input_ids) for row in rows], explainer.session.batch_tokens):
-        run_rows(explainer.session, explainer.encoder.pad_id, [rows[place] for place in group])
+    session = explainer.session
+    groups = plan_batches([len(row.input_ids) for row in rows], session.batch_tokens)
+    batches = [[rows[place] for place in group] for group in groups]
+    for _ in run_batches(batches, explainer.run, session.runners):
+        pass
     return len(texts) / (time.perf_counter() - start)
 
 

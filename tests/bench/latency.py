@@ -73,7 +73,7 @@ class Pass:
 
 
 def against_queue(
-    passes: Sequence[Pass], rows: Sequence[Rounds], max_tokens: int
+    passes: Sequence[Pass], rows: Sequence[Rounds], max_tokens: int, runners: int = 1
 ) -> dict[str, Any]:
     """The same arrivals in the simulated queue: its latencies, and ours over them.
 
@@ -85,14 +85,15 @@ def against_queue(
         passes: the quantiles are of the requests of all of them.
         rows: of each of their texts.
         max_tokens: padded tokens in a batch.
+        runners: batches at a time.
     """
     ours, alone, with_python, costs = Load(), [], [], []
     for one in passes:
         ours.add(one.load)
-        cost = beside_graph(rows, one.times, one.rate) or 0.0
+        cost = beside_graph(rows, one.times, one.rate, runners) or 0.0
         costs.append(cost)
-        alone.append(_waited(one, rows, max_tokens, 0.0))
-        with_python.append(_waited(one, rows, max_tokens, cost))
+        alone.append(_waited(one, rows, max_tokens, runners, 0.0))
+        with_python.append(_waited(one, rows, max_tokens, runners, cost))
     if not ours.seconds:
         return {}
     p99 = float(np.quantile(np.concatenate(alone), 0.99))
@@ -112,7 +113,7 @@ def against_queue(
 
 
 def _waited(
-    one: Pass, rows: Sequence[Rounds], max_tokens: int, cost: float
+    one: Pass, rows: Sequence[Rounds], max_tokens: int, runners: int, cost: float
 ) -> npt.NDArray[np.float64]:
     """Milliseconds from when each was due, where a text costs so many seconds beside the graph."""
     answered = [each for each in one.load.sent if each.answered is not None]
@@ -123,24 +124,27 @@ def _waited(
     def service(count: int, length: int) -> float:
         return one.times(count, length) + each_row * count
 
-    done = simulate([each.sent for each in sent], texts, service, max_tokens)
+    done = simulate([each.sent for each in sent], texts, service, max_tokens, runners)
     return 1e3 * (done - np.array([each.due for each in sent]))
 
 
-def beside_graph(rows: Sequence[Rounds], times: BatchTimes, rate: float) -> float | None:
-    """Seconds of a text that the graph does not account for.
+def beside_graph(
+    rows: Sequence[Rounds], times: BatchTimes, rate: float, runners: int = 1
+) -> float | None:
+    """Seconds of a text that the graph does not account for, of one of several runners.
 
     Args:
         rows: of each text.
         times: of batches.
         rate: texts a second at full load.
+        runners: batches at a time.
 
     Returns:
-        None where none are left, as where the server's threads do both at a time.
+        None where none are left.
     """
     each = [times.each(row.bucket) for rounds in rows for several in rounds for row in several]
     graph = sum(each) / len(rows)
-    beside = 1 / rate - graph if rate else 0.0
+    beside = runners / rate - graph if rate else 0.0
     return beside if beside > 0 else None
 
 
@@ -175,4 +179,5 @@ async def alike(
     found = await arrivals(port, requests, due.tolist())
     told = {"texts_per_second": round(busy.rate, 1), **summary(found, idle)}
     one = Pass(found, average([before, timed()]), busy.rate)
-    return told | against_queue([one], rows, explainer.session.batch_tokens)
+    session = explainer.session
+    return told | against_queue([one], rows, session.batch_tokens, session.runners)

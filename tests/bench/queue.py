@@ -1,13 +1,17 @@
 """A simulated server that never idles: what the queue alone costs, on measured batch times.
 
-One machine runs one batch at a time. Whenever it is free and something waits, it runs what the
-service's own rule picks (`service.batching.rows.RowQueue`), and a batch takes as long as one of its
-shape did when it was measured. There is no tokenising, no HTTP and no other process: what a server
-with this rule takes longer on the same arrivals is its own.
+It runs as many batches at a time as the server does, on one core one. Whenever a runner is free and
+something waits, it runs what the service's own rule picks (`service.batching.rows.RowQueue`), and a
+batch takes as long as one of its shape did when it was measured, beside as many others. There is no
+tokenising, no HTTP and no other process: what a server with this rule takes longer on the same
+arrivals is its own.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from models.answer import Row
+from models.answer import Row, run_batches
 from models.explainer import Explainer
 from service.batching.rows import Entry, RowQueue
 
@@ -51,6 +55,7 @@ def simulate(
     texts: Sequence[Rounds],
     service: Service,
     max_tokens: int,
+    runners: int = 1,
 ) -> npt.NDArray[np.float64]:
     """Runs texts through the queue.
 
@@ -59,6 +64,7 @@ def simulate(
         texts: the rows of each, those that it asks for when others are done after these.
         service: how long a batch takes.
         max_tokens: padded tokens in a batch.
+        runners: batches at a time.
 
     Returns:
         When each was done, in seconds on the clock of the arrivals, float64 [N].
@@ -66,6 +72,8 @@ def simulate(
     queue: RowQueue[Request] = RowQueue(max_tokens)
     requests = [Request(at, [*rounds[::-1]]) for at, rounds in zip(arrivals, texts, strict=True)]
     coming, now = 0, 0.0
+    running: list[tuple[float, int, list[Entry[Request]]]] = []  # a heap, by when each ends
+    begun = itertools.count()
 
     def ask(owner: Request) -> None:
         rows = owner.left.pop()
@@ -73,14 +81,7 @@ def simulate(
         entries = [Entry(row, owner, place, True) for place, row in enumerate(rows)]
         owner.line = queue.add(entries, owner.line)
 
-    while coming < len(requests) or len(queue):
-        if not len(queue):  # idle until the next one
-            now = max(now, requests[coming].arrival)
-        while coming < len(requests) and requests[coming].arrival <= now:
-            ask(requests[coming])
-            coming += 1
-        batch, _ = queue.take()
-        now += service(len(batch), batch[0].row.bucket)
+    def end(batch: list[Entry[Request]]) -> None:
         for entry in batch:
             owner = entry.owner
             owner.missing -= 1
@@ -88,6 +89,22 @@ def simulate(
                 ask(owner)
             elif not owner.missing:
                 owner.done = now
+
+    while coming < len(requests) or len(queue) or running:
+        while len(queue) and len(running) < runners:
+            batch, _ = queue.take()
+            lasts = service(len(batch), batch[0].row.bucket)
+            heapq.heappush(running, (now + lasts, next(begun), batch))
+        arrival = requests[coming].arrival if coming < len(requests) else math.inf
+        # Who comes while all run waits for the end of one, so that it is seen to no sooner.
+        if running and (len(running) == runners or running[0][0] <= arrival):
+            now, _, batch = heapq.heappop(running)
+            end(batch)
+        else:
+            now = max(now, arrival)
+        while coming < len(requests) and requests[coming].arrival <= now:
+            ask(requests[coming])
+            coming += 1
     return np.array([request.done for request in requests])
 
 
@@ -143,6 +160,8 @@ def measure_batches(
 ) -> BatchTimes:
     """Times batches of each length with one row, half of what fits and all that fits.
 
+    Where several runs go on at a time, each is timed beside others of its shape.
+
     Args:
         explainer: whose graph runs, label and rationale.
         lengths: padded ones.
@@ -152,12 +171,14 @@ def measure_batches(
     """
     sizes = {length: _sizes(max(1, max_tokens // length)) for length in sorted(set(lengths))}
     shapes = [(length, rows) for length, several in sizes.items() for rows in several]
+    runners = explainer.session.runners
     spent: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
     for number in range(passes + 1):
         for length, rows in shapes:
             batch = [Row(np.full(length, 5, dtype=np.int64)) for _ in range(rows)]
             started = time.perf_counter()
-            explainer.run(batch)
+            for _ in run_batches([batch] * runners, explainer.run, runners):
+                pass
             if number:  # the first pass warms up
                 spent[length, rows].append(time.perf_counter() - started)
     return BatchTimes(

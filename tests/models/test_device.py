@@ -263,9 +263,17 @@ def test_available_threads():
     [
         ("cpu", CPU, 1, 512),
         ("cpu", CPU, 2, 512),
-        ("cpu", CPU, 16, 4096),
+        ("cpu", CPU, 16, 512),
+        ("openvino", OPENVINO, 16, 4096),
         ("cuda-graphs", CUDA, 2, 16_384),
     ],
 )
 def test_a_run_has_as_many_tokens_as_suit_the_device(name, provider, threads, tokens):
     assert Device(name, provider, "").batch_tokens(threads) == tokens
+
+
+@pytest.mark.parametrize(
+    ("provider", "threads", "runners"), [(CPU, 1, 1), (CPU, 8, 8), (OPENVINO, 8, 1), (CUDA, 8, 1)]
+)
+def test_only_runs_on_the_processor_go_on_at_a_time(provider, threads, runners):
+    assert Device("any", provider, "").runners(threads) == runners

@@ -30,7 +30,7 @@ POISON = "poison"
 class HeldExplainer(Explainer):
     """The tiny explainer, which notes what it computes and waits while `gate` is closed.
 
-    It must not be run twice at a time.
+    It must not be run twice at a time, unless it is told to `allow` that.
     """
 
     def __init__(self, bundle: Bundle, session: OnnxSession) -> None:
@@ -40,7 +40,7 @@ class HeldExplainer(Explainer):
         self.entered = threading.Semaphore(0)
         self.batches: list[list[str]] = []
         self.threads: list[str] = []  # names of those that ran it
-        self._alone = threading.Lock()
+        self._room = threading.Semaphore()
         self._texts: dict[Row, str] = {}
         self._calls_to_hold = 0
 
@@ -68,11 +68,11 @@ class HeldExplainer(Explainer):
                 return end.value
 
     def run(self, rows: Sequence[Row]) -> list[RowOutputs]:
-        assert self._alone.acquire(blocking=False)
+        assert self._room.acquire(blocking=False)
         try:
             return self._run(rows)
         finally:
-            self._alone.release()
+            self._room.release()
 
     def _run(self, rows: Sequence[Row]) -> list[RowOutputs]:
         self.threads.append(threading.current_thread().name)
@@ -86,6 +86,10 @@ class HeldExplainer(Explainer):
         if any(POISON in text for text in texts):
             raise RuntimeError(f"cannot explain {texts}")
         return super().run(rows)
+
+    def allow(self, runs: int) -> None:
+        """Lets it be run so many times at a time."""
+        self._room = threading.Semaphore(runs)
 
     def hold(self, *, at_call: int = 1) -> None:
         """Closes the gate when it is entered for the n-th time from now on."""

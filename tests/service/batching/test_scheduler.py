@@ -313,10 +313,12 @@ def test_verifications_are_prepared_while_the_graph_runs_one(crew, start_schedul
     assert len(held.batches) == 3 + -(-left // 64)
 
 
+@pytest.mark.parametrize("runners", [1, 2, 5])
 def test_answers_in_any_company_are_those_of_the_explainer_alone(
-    start_scheduler, held, tiny_explainer, mixed_texts
+    start_scheduler, held, tiny_explainer, mixed_texts, runners
 ):
-    scheduler = start_scheduler(max_waiting=100, max_batch_tokens=200)
+    held.allow(runners)
+    scheduler = start_scheduler(max_waiting=100, max_batch_tokens=200, runners=runners)
     texts = [*mixed_texts, *reversed(mixed_texts)]
 
     async def scene():
@@ -332,6 +334,62 @@ def test_answers_in_any_company_are_those_of_the_explainer_alone(
     assert [one.verification for one in verified] == [tiny_explainer.verify(e) for e in expected]
     assert any(one.windows > 1 for one in expected)
     assert max(map(len, held.batches)) > 1
+
+
+@pytest.fixture
+def pair(start_scheduler, held):
+    """Two runs at a time."""
+    held.allow(2)
+    return start_scheduler(max_waiting=100, runners=2)
+
+
+def test_two_runs_go_on_at_a_time_and_no_third(pair, held):
+    async def scene():
+        held.hold()
+        tasks = [await start(ask(pair, "first"))]
+        await asyncio.to_thread(held.wait_until_entered)
+        tasks.append(await start(ask(pair, "second")))
+        await asyncio.to_thread(held.wait_until_entered)
+        tasks += [await start(ask(pair, "third")) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert held.batches == [["first"], ["second"]]
+        held.gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert all(isinstance(reply, Reply) for (reply,) in asyncio.run(scene()))
+    assert sorted(held.seen[2:]) == ["third"] * 3
+
+
+def test_who_takes_a_batch_calls_another_for_what_is_left(pair, held):
+    """The windows of a long text come from a thread that calls one of the two."""
+
+    async def scene():
+        held.hold()
+        long = await start(ask(pair, "great story " * LONG_CHARS))
+        for _ in range(2):
+            await asyncio.to_thread(held.wait_until_entered)
+        held.gate.set()
+        await long
+
+    asyncio.run(scene())
+    assert len(held.batches) > 2
+
+
+def test_what_waits_is_done_in_half_the_time_by_two(pair, held):
+    async def scene(held_for):
+        held.hold()
+        tasks = [await start(ask(pair, "first")), await start(ask(pair, "great " * 40))]
+        for _ in range(2):
+            await asyncio.to_thread(held.wait_until_entered)
+        await asyncio.sleep(held_for)
+        held.gate.set()
+        await asyncio.gather(*tasks)
+
+    seconds = pair._admission._token_seconds
+    before = seconds._top
+    asyncio.run(scene(0.4))
+    # 0.4 s each, of which the second to end counts whole if it is noted after the first has left.
+    assert 0.4 <= seconds._top - before < 0.7
 
 
 def test_a_sentence_overtakes_items_and_items_do_not_starve(start_scheduler, held):
