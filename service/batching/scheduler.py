@@ -88,7 +88,7 @@ class Scheduler:
         self._running, self._runners = 0, runners  # runs of the graph, and how many there may be
         self._short, self._long = Lane(), Lane()
         count = 1 if crew == "alone" else max(2, runners)
-        shared = crew != "apart" and count == runners
+        shared = crew != "apart" and count <= runners
         self._turns = Turns(self._rows, self._short, max_batch_tokens) if shared else None
         self._alone = crew == "alone"
         parts: list[tuple[str, Lane | None, bool]] = [("long texts", self._long, False)]
