@@ -237,7 +237,8 @@ def _open(model: bytes | Path, where: str, chosen: Device, threads: int) -> _Ope
             runs = {explain: _run(graph, chosen, explain) for explain, graph in graphs.items()}
             if chosen.provider != CPU:
                 _try(runs)
-            if isinstance(graph := graphs[True], CpuGraph) and not graph.holds(_OUTPUTS):
+            names = [*_OUTPUTS, *(retargeting.states if retargeting else ())]
+            if isinstance(graph := graphs[True], CpuGraph) and not graph.holds(names):
                 _log.warning("each run has one thread: on several it answers something else")
             return _Opened(runs, retargeting, chosen)
         reason = "see ONNX Runtime's message above"
@@ -266,7 +267,11 @@ def _load(model: bytes | Path, device: Device, threads: int) -> _Loaded:
         ort.set_default_logger_severity(_ERRORS)
 
     def start(source: bytes | str, threads: int) -> ort.InferenceSession:
-        session = ort.InferenceSession(source, _options(threads), providers, enable_fallback=0)
+        options = _options(threads)
+        # It would keep a block of memory for each run at a time, and no run is quicker by it: 35 MB
+        # for two.
+        options.enable_mem_pattern = device.provider != CPU
+        session = ort.InferenceSession(source, options, providers, enable_fallback=0)
         session._model_bytes = None  # kept for the fallback, though it is off
         return session
 
@@ -298,7 +303,7 @@ def _load_retargeting(
         return None
     try:
         graph = CpuGraph(partial(start, found.whole), threads)
-        # A fraction of a millisecond, in which other threads may run the graph on all of theirs.
+        # A fraction of a millisecond.
         rest = start(found.rest, 1)
         run = _run(graph, device, explain=True, states=found.states)
         retargeting = _Retargeting(run, found.states, rest)
@@ -319,9 +324,6 @@ def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # It plans a block of memory for each shape, and each run at a time its own: 35 MB more for
-    # two, and no run is quicker by it.
-    options.enable_mem_pattern = False
     # Spinning threads would take the cores from the tokenizer and the HTTP server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in integer_options(processor_flags()).items():

@@ -82,6 +82,7 @@ class Backend:
                 metrics=self.metrics,
                 crew=crew_for(explainer.session.device, available_threads()),
                 runners=explainer.session.runners,
+                cores=available_threads(),
                 gate=self.gate,
             )
             _watch(self.metrics, self._scheduler)
@@ -209,8 +210,8 @@ class Backend:
 def crew_for(device: str, processors: int) -> CrewKind:
     """The threads that suit a device and so many processors, see `Scheduler`.
 
-    With two processors a thread that takes turns leaves one of them idle at times: the server then
-    answered an eighth less than with two threads.
+    With two processors a single thread leaves one of them idle at times: the server then answered
+    an eighth less than with two.
     """
     if device.startswith("cuda"):
         return "apart"
@@ -232,4 +233,5 @@ def _load(settings: Settings) -> Explainer:
     explainer = Explainer.load(settings.bundle, device=settings.device, threads=settings.threads)
     for text in _WARM_UP:
         explainer.explain([text])
+    explainer.explain(_WARM_UP)  # several runs at a time, where there are
     return explainer

@@ -37,7 +37,11 @@ class Settings(BaseSettings):
         "processor with VNNI.",
     )
     threads: int | None = Field(
-        None, ge=1, le=1_024, description="Threads of the model; unset: what this process may use."
+        None,
+        ge=1,
+        le=1_024,
+        description="Threads of the model, and on a processor how many runs of it go on at a time; "
+        "unset: what this process may use.",
     )
     max_text_chars: int = Field(
         1_000_000, ge=1, description="Longest text of one item, in code points (else 422)."

@@ -89,7 +89,7 @@ class Crew:
     """Threads that do what a scheduler finds for them.
 
     Nobody waits while there is something that he may do: who makes work beyond what he will find
-    himself next has to call another.
+    himself next has to call another; but texts that one run computed stay with who ran it.
 
     Args:
         lock: of the scheduler, held while it is asked; so are the methods to be called under it.

@@ -3,9 +3,9 @@
 A request is a ticket; each of its texts is a task whose way is a flow (see `models.answer`).
 Threads carry flows on: tokenisation at the start, words and rationale at the end. Between these the
 rows wait in one queue, where those of all requests are mixed into batches for the graph. Equal
-threads share all of this, as many as the processor has cores, and a text that comes alone stays
-with one of them from its start to its end: on an idle server each change of thread would cost it a
-tenth of a millisecond. Where each may be running the graph, they do both in turns (see
+threads share all of this, one for each run that may go on at a time, and a text that comes alone
+stays with one of them from its start to its end: on an idle server each change of thread would cost
+it a tenth of a millisecond. Where each may be running the graph, they do both in turns (see
 `service.batching.turns`). Long texts are tokenised by another, so that a book holds up nobody
 else's sentence. Requests are refused at the door when their answers would come too late, and what
 nobody waits for any more is not computed.
@@ -56,11 +56,13 @@ class Scheduler:
         max_waiting_tokens: likewise.
         max_batch_tokens: padded tokens in one run of the graph.
         metrics: where all of it is counted; None counts for nobody.
-        crew: "equal" for threads that do everything, one for each runner and at least two, "alone"
-            for one that does, where there is one core, and "apart" where all runs of the graph come
-            from one thread, which does nothing else: for devices that keep something for each
-            thread that asks them, such as CUDA.
+        crew: "equal" for at least two threads that do everything, "alone" for one that does, where
+            there is one core, and "apart" where all runs of the graph come from one thread, which
+            does nothing else: for devices that keep something for each thread that asks them, such
+            as CUDA.
         runners: of "equal": runs of the graph at a time.
+        cores: of "equal": a thread for each runner, and where there are more cores one that
+            prepares what is next; no more threads than cores, but two.
         gate: shut during runs that are not to be disturbed, where one thread does everything.
     """
 
@@ -74,6 +76,7 @@ class Scheduler:
         metrics: Metrics | None = None,
         crew: CrewKind = "equal",
         runners: int = 1,
+        cores: int = 1,
         gate: Gate | None = None,
     ) -> None:
         self._explainer = explainer
@@ -87,7 +90,7 @@ class Scheduler:
         self._closed = self._stopped = False
         self._running, self._runners = 0, runners  # runs of the graph, and how many there may be
         self._short, self._long = Lane(), Lane()
-        count = 1 if crew == "alone" else max(2, runners)
+        count = 1 if crew == "alone" else max(2, min(runners + 1, cores))
         shared = crew != "apart" and count <= runners
         self._turns = Turns(self._rows, self._short, max_batch_tokens) if shared else None
         self._alone = crew == "alone"
@@ -244,7 +247,7 @@ class Scheduler:
     # What the threads do.
 
     def _find(self, worker: Worker) -> Job | None:
-        """The graph goes before texts, for which another thread has time, unless it is alone."""
+        """The graph goes before texts, for which another has time, unless all may be running it."""
         # A batch may be empty, because nobody wants its rows any more, while others wait.
         while worker.runs and self._may_run() and self._graph_is_next():
             if batch := self._take():
@@ -352,8 +355,10 @@ class Scheduler:
                 self._finish(entry.owner, _as_exception(error))
         finally:
             self._gate.open()
+            with self._lock:
+                self._running -= 1
         with self._lock:
-            self._running -= 1
+            # They stay with this thread: another would wait for Python's lock.
             for task in ready:
                 self._lane(task).put(task, computed=True)
             for lane in {self._lane(task) for task in ready}:
@@ -375,16 +380,17 @@ class Scheduler:
     def _run(self, batch: list[Entry[Task]]) -> list[Task]:
         """Runs a batch; returns the tasks that have all their outputs now."""
         tasks = dict.fromkeys(entry.owner for entry in batch)
-        start = time.monotonic()
-        for task in tasks:
-            task.enter("queue", start)
         rows = [entry.row for entry in batch]
-        found = self._outputs(rows)
-        end = time.monotonic()
         size = Size.of(rows)
-        for task in tasks:
-            task.enter("run", end, size)
         with self._lock:
+            start = time.monotonic()
+            for task in tasks:
+                task.begin_run(start)
+        found = self._outputs(rows)
+        with self._lock:
+            end = time.monotonic()
+            for task in tasks:
+                task.end_run(end, size)
             for entry, outputs in zip(batch, found, strict=True):
                 task = entry.owner
                 if isinstance(outputs, Exception):

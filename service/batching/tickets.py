@@ -206,6 +206,7 @@ class Task:
     finished: bool = False
     stages: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)  # start of the stage that it is in
+    runs: int = 0  # that hold rows of it and are under way
 
     def enter(self, stage: str, now: float, size: Size = _NOTHING) -> None:
         """Notes that the time since the last call went into `stage`, and what was computed."""
@@ -213,6 +214,18 @@ class Task:
         if self.ticket.journal is not None:
             self.ticket.journal.note(Stretch(stage, self.since, now, size))
         self.since = now
+
+    def begin_run(self, now: float) -> None:
+        """Notes that a run with rows of it begins; the scheduler locks."""
+        if not self.runs:
+            self.enter("queue", now)
+        self.runs += 1
+
+    def end_run(self, now: float, size: Size) -> None:
+        """Notes that one ends; as long as others go on, it is in the same stage."""
+        self.runs -= 1
+        if not self.runs:
+            self.enter("run", now, size)
 
     @property
     def wanted(self) -> bool:

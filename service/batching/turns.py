@@ -15,7 +15,8 @@ from service.batching.rows import RowQueue
 from service.batching.tickets import Task
 
 # Runs of which half come in a row, or their tokens where a run may have more than so many: half a
-# second with the shipped bundle. With half as many the server answers about a hundredth less.
+# second of one core with the shipped bundle. With half as many the server answers about a
+# hundredth less.
 _RUNS = 32
 _LONGEST = 512
 # Of urgent rows half come in a row where this share of `_RUNS` waits, and less than half below it:

@@ -36,7 +36,8 @@ def all_rows(explainer: Explainer, text: str) -> Rounds:
                 outputs = yield rounds[-1]
 
     flows = [noted(answer_flow(explainer.encode(text)))]
-    run_flows(flows, explainer.run, explainer.session.batch_tokens)
+    session = explainer.session
+    run_flows(flows, explainer.run, session.batch_tokens, session.runners)
     return rounds
 
 

@@ -96,15 +96,15 @@ def count_again(explainer: Explainer, texts: Sequence[str]) -> dict[str, int]:
 
 def count_rows(explainer: Explainer, text: str) -> int:
     """How many rows the graph runs for a text, second runs with them."""
-    count = 0
+    counts: list[int] = []  # several threads may run some
 
     def run(rows: Sequence[Row]) -> list[RowOutputs]:
-        nonlocal count
-        count += len(rows)
+        counts.append(len(rows))
         return explainer.run(rows)
 
-    run_flows([explainer.explanation_flow(text)], run, explainer.session.batch_tokens)
-    return count
+    session = explainer.session
+    run_flows([explainer.explanation_flow(text)], run, session.batch_tokens, session.runners)
+    return sum(counts)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class HeldExplainer(Explainer):
         self.batches: list[list[str]] = []
         self.threads: list[str] = []  # names of those that ran it
         self._room = threading.Semaphore()
+        self._noting = threading.Lock()
         self._texts: dict[Row, str] = {}
         self._calls_to_hold = 0
 
@@ -75,12 +76,13 @@ class HeldExplainer(Explainer):
             self._room.release()
 
     def _run(self, rows: Sequence[Row]) -> list[RowOutputs]:
-        self.threads.append(threading.current_thread().name)
         texts = [self._texts.get(row, "") for row in rows]
-        self.batches.append(texts)
-        self._calls_to_hold -= 1
-        if self._calls_to_hold == 0:
-            self.gate.clear()
+        with self._noting:
+            self.threads.append(threading.current_thread().name)
+            self.batches.append(texts)
+            self._calls_to_hold -= 1
+            if self._calls_to_hold == 0:
+                self.gate.clear()
         self.entered.release()
         assert self.gate.wait(20)
         if any(POISON in text for text in texts):

@@ -16,12 +16,16 @@ import httpx
 import pytest
 from fastapi import Request
 
+from models.bundle import load
+from models.device import available_threads
+from models.session import OnnxSession
 from service.app import create_app
 from service.batching.tickets import Query, Wish
 from service.requests import GONE, while_connected
 from service.server import Server, configure, listen
 from service.settings import Settings
 from tests.bench.servers import running_on
+from tests.service.conftest import HeldExplainer
 from training.evaluation.timing import server_timing
 
 CANARY = "zanzibar"
@@ -49,6 +53,24 @@ def test_loading_answers_503_until_ready(serving, wait_until):
     assert statuses <= {200, 503}
     assert live.client.get("/health/ready").json() == {"status": "ready"}
     assert live.client.post("/predict", json={"text": "great"}).status_code == 200
+
+
+@pytest.mark.skipif(available_threads() < 2, reason="one core runs one text at a time")
+def test_two_cores_run_two_texts_at_a_time(serving, tiny_bundle):
+    held = HeldExplainer(load(tiny_bundle), OnnxSession(tiny_bundle / "model.onnx", threads=2))
+    held.allow(2)
+    live = serving(held)
+    held.hold()
+    with ThreadPoolExecutor(2) as pool:
+        texts = ["great", "boring"]
+        replies = [pool.submit(live.client.post, "/predict", json={"text": one}) for one in texts]
+        try:
+            for _ in replies:
+                held.wait_until_entered()
+        finally:
+            held.gate.set()
+        assert [reply.result().status_code for reply in replies] == [200, 200]
+    assert sorted(held.seen) == ["boring", "great"]
 
 
 @pytest.mark.parametrize("path", ["/health/ready", "/models"])

@@ -31,10 +31,12 @@ class TorchSession:
     Attributes:
         batch_tokens: padded tokens of one run at most; torch takes large ones the quickest.
         retargets: see `OnnxSession`.
+        runners: likewise; torch shares its threads among all that is run.
     """
 
     batch_tokens = 16_384
     retargets = False
+    runners = 1
 
     def __init__(self, bundle: Bundle, precision: str) -> None:
         black_box, network = to_torch(bundle)
