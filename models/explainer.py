@@ -13,23 +13,12 @@ from typing import Any
 import numpy as np
 
 from models import bundle as bundles
-from models.answer import (
-    PREDICTED,
-    BoolArray,
-    FloatArray,
-    Flow,
-    Result,
-    Row,
-    RowOutputs,
-    answer_flow,
-    check_golden,
-    logits_flow,
-    run_flows,
-    run_rows,
-)
+from models.answer import BoolArray, answer_flow, check_golden, logits_flow
 from models.bundle import Bundle, MismatchError
 from models.device import shipped_bundle
+from models.flows import Flow, Result, run_flows
 from models.rationale import Span, WordScores, rationale_spans
+from models.rows import PREDICTED, FloatArray, Row, RowOutputs, run_rows
 from models.session import DeviceName, OnnxSession
 from models.text import Document, TextEncoder
 
@@ -214,7 +203,7 @@ class Explainer:
         explain: bool = True,
         max_words: int | None = None,
     ) -> Flow[Explanation]:
-        """The way of one text, for callers that mix the rows of many: see `models.answer`.
+        """The way of one text, for callers that mix the rows of many: see `models.flows`.
 
         Args:
             text: as in `explain`.

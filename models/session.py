@@ -267,10 +267,7 @@ def _load(model: bytes | Path, device: Device, threads: int) -> _Loaded:
         ort.set_default_logger_severity(_ERRORS)
 
     def start(source: bytes | str, threads: int) -> ort.InferenceSession:
-        options = _options(threads)
-        # It would keep a block of memory for each run at a time, and no run is quicker by it: 35 MB
-        # for two.
-        options.enable_mem_pattern = device.provider != CPU
+        options = session_options(threads, device.provider)
         session = ort.InferenceSession(source, options, providers, enable_fallback=0)
         session._model_bytes = None  # kept for the fallback, though it is off
         return session
@@ -320,8 +317,17 @@ def _session(graph: ort.InferenceSession | CpuGraph) -> ort.InferenceSession:
     return graph.session if isinstance(graph, CpuGraph) else graph
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int, provider: str) -> ort.SessionOptions:
+    """Return how a graph is loaded.
+
+    Args:
+        threads: of a run on the processor, at least 1.
+        provider: ONNX Runtime's name of what it runs on.
+    """
     options = ort.SessionOptions()
+    # On the processor it would keep a block of memory for each run at a time, 35 MB for two, and no
+    # run is quicker by it.
+    options.enable_mem_pattern = provider != CPU
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads would take the cores from the tokenizer and the HTTP server.

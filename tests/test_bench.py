@@ -12,10 +12,10 @@ import time
 import numpy as np
 import pytest
 
-from models.answer import Row
 from models.bundle import load
 from models.device import shipped_bundle
 from models.explainer import Explainer
+from models.rows import Row
 from models.session import OnnxSession
 from tests.bench.curl import ask_by_curl, lacks_curl
 from tests.bench.http import Bench, at_70_percent, measure
@@ -66,7 +66,7 @@ def row(tokens, *, explain=True):
 # The simulated queue
 
 
-def by_tokens(rows, length):
+def by_tokens(rows, length, alone):
     """A second for each row of 8 tokens."""
     return rows * length / 8
 
@@ -108,6 +108,14 @@ def test_two_runners_share_what_waits():
     assert done.tolist() == [1.0, 2.0, 2.0, 4.5]
 
 
+def test_a_batch_that_begins_alone_has_a_time_of_its_own():
+    done = simulate([0.0, 0.1, 9.0], [[[row(8)]]] * 3, lambda rows, length, alone: 2 - alone, 8, 2)
+    assert done.tolist() == [1.0, 2.1, 10.0]
+    beside = BatchTimes({8: {1: 2.0, 2: 3.0}}, BatchTimes({8: {1: 1.0, 2: 2.0}}))
+    both = average([beside, BatchTimes({8: {1: 4.0, 2: 5.0}})])
+    assert (both(1, 8), both.alone(1, 8)) == (3.0, 2.5)
+
+
 def test_windows_of_a_text_run_at_a_time_and_what_it_asks_again_after_both():
     done = simulate([0.0], [[[row(8), row(16)], [row(8)]]], by_tokens, 64, 2)
     assert done.tolist() == [3.0]
@@ -117,7 +125,7 @@ def test_the_simulated_queue_is_that_of_theory():
     """Poisson arrivals, one text at a time of equal length: Pollaczek and Khinchine's mean."""
     load, count = 0.7, 20_000
     due = clock(load, count / load, poisson=True, seed=3)
-    done = simulate(due.tolist(), [[[row(8)]]] * len(due), lambda rows, length: 1.0, 8)
+    done = simulate(due.tolist(), [[[row(8)]]] * len(due), lambda rows, length, alone: 1.0, 8)
     waited = (done - due).mean()
     assert waited == pytest.approx(1 + load / (2 * (1 - load)), rel=0.05)
 
@@ -220,19 +228,25 @@ def test_batches_of_every_size_that_can_come_have_a_time(tiny_explainer):
     assert all(times(rows, 16) > 0 for rows in range(1, 5))
 
 
-def test_where_several_runs_go_on_at_a_time_each_is_timed_beside_others(
+def test_where_several_runs_go_on_at_a_time_each_is_timed_alone_and_beside_others(
     tiny_bundle, tiny_model_bytes
 ):
-    class Counted(Explainer):
+    class Slow(Explainer):
+        """Three runs at a time take as long as they would one after the other."""
+
         def __init__(self):
             super().__init__(load(tiny_bundle), OnnxSession(tiny_model_bytes, threads=3))
-            self.together = threading.Barrier(3)
+            self._one = threading.Lock()
 
         def run(self, rows):
-            self.together.wait(10)  # breaks unless three come
+            with self._one:
+                time.sleep(0.01)
             return super().run(rows)
 
-    assert [*measure_batches(Counted(), [8], 16, passes=1).measured[8]] == [1, 2]
+    times = measure_batches(Slow(), [8], 16, passes=1)
+    assert [*times.measured[8]] == [*times.alone.measured[8]] == [1, 2]
+    assert times.alone(1, 8) >= 0.01
+    assert times(1, 8) >= 0.03
 
 
 # Clocks and the client

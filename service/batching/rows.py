@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from models.answer import Row
+from models.rows import Row
 
 FLOOR = 0.1  # of the computed tokens, for background rows while urgent ones wait
 _PLACE = itemgetter(0)  # in the line

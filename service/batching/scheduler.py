@@ -1,6 +1,6 @@
 """From the texts of a request to their outcomes: tickets, rows, and the threads that work on them.
 
-A request is a ticket; each of its texts is a task whose way is a flow (see `models.answer`).
+A request is a ticket; each of its texts is a task whose way is a flow (see `models.flows`).
 Threads carry flows on: tokenisation at the start, words and rationale at the end. Between these the
 rows wait in one queue, where those of all requests are mixed into batches for the graph. Equal
 threads share all of this, one for each run that may go on at a time, and a text that comes alone
@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from models.answer import Flow, Row, RowOutputs
+from models.flows import Flow
+from models.rows import Row, RowOutputs
 from service.batching.admission import Admission
 from service.batching.gate import Gate
 from service.batching.lanes import Crew, Job, Lane, Worker

@@ -7,8 +7,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from models.answer import Flow, Row, RowOutputs
 from models.explainer import Explanation
+from models.flows import Flow
+from models.rows import Row, RowOutputs
 
 LONG_CHARS = 20_000  # texts from here on are tokenised apart
 _MOST_STRETCHES = 128  # that a journal keeps: a book has as many runs

@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from models.answer import Row, run_batches, run_rows
 from models.explainer import Explainer
+from models.flows import run_batches
+from models.rows import Row, run_rows
 from models.text import plan_batches
 from service.settings import Settings
 from tests.bench.curl import ask_by_curl, lacks_curl

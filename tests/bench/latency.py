@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.answer import Answer, Flow, Row, RowOutputs, answer_flow, run_flows
+from models.answer import Answer, answer_flow
 from models.explainer import Explainer
+from models.flows import Flow, run_flows
+from models.rows import Row, RowOutputs
 from tests.bench.load import Load, arrivals, clock, flood, in_turn, predict
 from tests.bench.queue import BatchTimes, Rounds, average, simulate
 from tests.bench.results import ratio, rounded
@@ -122,8 +124,9 @@ def _waited(
     texts = [rows[each.number % len(rows)] for each in sent]
     each_row = cost * len(texts) / max(1, sum(len(of) for rounds in texts for of in rounds))
 
-    def service(count: int, length: int) -> float:
-        return one.times(count, length) + each_row * count
+    def service(count: int, length: int, alone: bool) -> float:
+        times = one.times.alone if alone else one.times
+        return times(count, length) + each_row * count
 
     done = simulate([each.sent for each in sent], texts, service, max_tokens, runners)
     return 1e3 * (done - np.array([each.due for each in sent]))

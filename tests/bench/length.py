@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from models.answer import Row, RowOutputs, run_flows
 from models.explainer import Explainer
+from models.flows import run_flows
+from models.rows import Row, RowOutputs
 from service.settings import Settings
 from tests.bench.precision import whole_reviews
 from tests.bench.results import finish, say

@@ -2,9 +2,9 @@
 
 It runs as many batches at a time as the server does, on one core one. Whenever a runner is free and
 something waits, it runs what the service's own rule picks (`service.batching.rows.RowQueue`), and a
-batch takes as long as one of its shape did when it was measured, beside as many others. There is no
-tokenising, no HTTP and no other process: what a server with this rule takes longer on the same
-arrivals is its own.
+batch takes as long as one of its shape did when it was measured, by itself or beside as many others
+as there may be. There is no tokenising, no HTTP and no other process: what a server with this rule
+takes longer on the same arrivals is its own.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from models.answer import Row, run_batches
 from models.explainer import Explainer
+from models.flows import run_batches
+from models.rows import Row
 from service.batching.rows import Entry, RowQueue
 
 IntArray = npt.NDArray[np.int64]
 Rounds = Sequence[Sequence[Row]]  # rows that a text asks for together, one round after the other
-Service = Callable[[int, int], float]  # rows and their padded length to seconds
+# Rows, their padded length and whether no other batch runs when theirs begins, to seconds.
+Service = Callable[[int, int, bool], float]
 _PASSES = 5
+_REPEATS = 4  # of runs at a time, so that how they begin and end counts for little
 
 
 @dataclass(eq=False)
@@ -93,7 +96,7 @@ def simulate(
     while coming < len(requests) or len(queue) or running:
         while len(queue) and len(running) < runners:
             batch, _ = queue.take()
-            lasts = service(len(batch), batch[0].row.bucket)
+            lasts = service(len(batch), batch[0].row.bucket, not running)
             heapq.heappush(running, (now + lasts, next(begun), batch))
         arrival = requests[coming].arrival if coming < len(requests) else math.inf
         # Who comes while all run waits for the end of one, so that it is seen to no sooner.
@@ -113,10 +116,14 @@ class BatchTimes:
 
     Args:
         measured: padded length to pairs of rows and seconds; at least one row and one more.
+        alone: the same of batches that run by themselves, where several run at a time otherwise.
     """
 
-    def __init__(self, measured: Mapping[int, Mapping[int, float]]) -> None:
+    def __init__(
+        self, measured: Mapping[int, Mapping[int, float]], alone: BatchTimes | None = None
+    ) -> None:
         self.measured = {length: dict(sorted(of.items())) for length, of in measured.items()}
+        self.alone = alone or self
 
     def __call__(self, rows: int, length: int) -> float:
         """Seconds of a batch, between two measured numbers of rows on a line between theirs.
@@ -144,15 +151,17 @@ class BatchTimes:
 
 def average(several: Sequence[BatchTimes]) -> BatchTimes:
     """The means of measurements of the same batches."""
-    return BatchTimes(
+    means = [
         {
             length: {
-                rows: float(np.mean([one.measured[length][rows] for one in several]))
+                rows: float(np.mean([one.measured[length][rows] for one in times]))
                 for rows in known
             }
-            for length, known in several[0].measured.items()
+            for length, known in times[0].measured.items()
         }
-    )
+        for times in (several, [one.alone for one in several])
+    ]
+    return BatchTimes(means[0], BatchTimes(means[1]))
 
 
 def measure_batches(
@@ -160,8 +169,7 @@ def measure_batches(
 ) -> BatchTimes:
     """Times batches of each length with one row, half of what fits and all that fits.
 
-    Where several runs go on at a time, they are timed beside others of their shape, with the
-    threads that ask for them: a little longer than the graph itself, and than a run by itself.
+    Where several runs go on at a time, each is timed beside others of its shape, too.
 
     Args:
         explainer: whose graph runs, label and rationale.
@@ -173,7 +181,16 @@ def measure_batches(
     sizes = {length: _sizes(max(1, max_tokens // length)) for length in sorted(set(lengths))}
     shapes = [(length, rows) for length, several in sizes.items() for rows in several]
     runners = explainer.session.runners
-    repeats = 1 if runners == 1 else 3  # so that how they begin and end counts for less
+    beside = _spent(explainer, shapes, passes, runners) if runners > 1 else None
+    alone = BatchTimes(_spent(explainer, shapes, passes, 1))
+    return alone if beside is None else BatchTimes(beside, alone)
+
+
+def _spent(
+    explainer: Explainer, shapes: Sequence[tuple[int, int]], passes: int, runners: int
+) -> dict[int, dict[int, float]]:
+    """Median seconds of a run by padded length and rows, where so many go on at a time."""
+    repeats = 1 if runners == 1 else _REPEATS
     spent: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
     for number in range(passes + 1):
         for length, rows in shapes:
@@ -183,12 +200,10 @@ def measure_batches(
                 pass
             if number:  # the first pass warms up
                 spent[length, rows].append((time.perf_counter() - started) / repeats)
-    return BatchTimes(
-        {
-            length: {rows: float(np.median(spent[length, rows])) for rows in several}
-            for length, several in sizes.items()
-        }
-    )
+    found: dict[int, dict[int, float]] = {}
+    for (length, rows), seconds in spent.items():
+        found.setdefault(length, {})[rows] = float(np.median(seconds))
+    return found
 
 
 def _sizes(most: int) -> list[int]:

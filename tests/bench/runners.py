@@ -17,7 +17,9 @@ import numpy as np
 import onnxruntime as ort
 
 from models.bundle import load
-from models.device import CPU, available_threads, integer_options, processor_flags, shipped_bundle
+from models.device import CPU, available_threads, shipped_bundle
+from models.retarget import retargetable
+from models.session import session_options
 from tests.bench.results import finish, say
 from training.evaluation.machine import machine
 from training.evaluation.timing import quartiles, ratios
@@ -103,8 +105,9 @@ def measure(
         Side(lambda: narrow.run(None, feed), 1),
     )
     found: dict[str, list[float]] = {name: [] for name in SIDES}
+    several = [*zip(SIDES, sides, strict=True)]
     for number in range(rounds + 1):
-        for name, side in zip(SIDES, sides, strict=True):
+        for name, side in several[:: -1 if number % 2 else 1]:
             rate = batch * runs_per_second(side, seconds)
             if number:
                 found[name].append(rate)
@@ -152,13 +155,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
 
 def start(model: bytes, threads: int) -> ort.InferenceSession:
     """Loads a graph as the service does, on so many threads."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in integer_options(processor_flags()).items():
-        options.add_session_config_entry(name, value)
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, [CPU])
+    cut = retargetable(model)
+    whole = model if cut is None else cut.whole
+    return ort.InferenceSession(whole, session_options(threads, CPU), [CPU])
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.answer import Flow, Row, RowOutputs
 from models.bundle import Bundle
 from models.explainer import Explainer, Explanation
+from models.flows import Flow
+from models.rows import Row, RowOutputs
 from models.session import OnnxSession
 from service.app import create_app
 from service.backend import Backend

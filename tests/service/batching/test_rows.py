@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.answer import Row
+from models.rows import Row
 from service.batching.rows import FLOOR, Entry, RowQueue
 
 

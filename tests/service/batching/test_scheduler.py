@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from models.answer import Flow
 from models.explainer import Explainer
+from models.flows import Flow
 from service.backend import crew_for
 from service.batching.gate import Gate
 from service.batching.lanes import Lane

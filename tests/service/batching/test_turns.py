@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from models.answer import Flow, Row
+from models.flows import Flow
+from models.rows import Row
 from service.batching.lanes import Lane
 from service.batching.rows import Entry, RowQueue
 from service.batching.scheduler import Scheduler
