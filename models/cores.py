@@ -1,9 +1,9 @@
 """One graph on the cores of a processor: several runs at a time on a thread each, or one on all.
 
 Threads that share a run wait for one another at each of its nodes. On two cores of an AMD EPYC two
-runs at a time, of one thread each, compute 1.1 times (long texts in full batches) to 2.5 times (a
-sentence alone) what one run after the other does on two threads, and a sentence is no slower on one
-(docs/results/runners.json). Only who comes alone with a long text waits for less on all of them. So
+runs at a time, of one thread each, compute 1.1 times (long texts in full batches) to 2.3 times (a
+sentence alone) what one run after the other does on two threads, and a sentence alone is a tenth
+quicker on one (docs/results/runners.json). Only who comes alone with a long text waits for less on all of them. So
 the graph is loaded twice, and a run takes all threads where it begins while no other goes on and is
 large enough.
 """
@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-# Padded tokens of a run, from about which on two threads were quicker than one; with half as many
-# they hardly were, and took the core that the next text needs.
+# Padded tokens of a run, from which on two threads compute a fifth more than one; with half as many
+# they hardly do, and take the core that the next text needs.
 WIDE: Final = 128
 
 
