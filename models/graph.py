@@ -38,6 +38,22 @@ def split(model: bytes, *, explain: bool) -> bytes:
     return b"".join([*around, *decided])
 
 
+def is_quantized(model: bytes) -> bool:
+    """Say whether a graph computes in 8 bits, in part at least.
+
+    Args:
+        model: any serialised graph.
+
+    Raises:
+        ValueError: this is no ONNX model.
+    """
+    return any(
+        text(node, OP_TYPE) == "DequantizeLinear"
+        for graph in bodies(memoryview(model), MODEL_GRAPH)
+        for node in bodies(graph, NODE)
+    )
+
+
 def is_choice(node: memoryview) -> bool:
     """Whether a node is the `If` on the input `explain`."""
     return text(node, OP_TYPE) == "If" and text(node, NODE_INPUT) == "explain"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from models.binding import STRENGTHS, BoundGraph
-from models.cores import CpuGraph
+from models.cores import WIDE, WIDE_IN_FLOAT, CpuGraph
 from models.device import (
     CPU,
     CUDA,
@@ -34,7 +34,7 @@ from models.device import (
     no_such_device,
     processor_flags,
 )
-from models.graph import split
+from models.graph import is_quantized, split
 from models.manifest import CorruptFileError, MismatchError
 from models.retarget import retargetable
 
@@ -276,16 +276,20 @@ def _load(model: bytes | Path, device: Device, threads: int) -> _Loaded:
         whole = model.read_bytes() if isinstance(model, Path) else model
         parts = {explain: split(whole, explain=explain) for explain in (False, True)}
         return _Loaded({explain: start(part, threads) for explain, part in parts.items()})
-    if (loaded := _load_retargeting(model, device, threads, start)) is not None:
+
+    def start_shared(source: bytes | str) -> CpuGraph:
+        return CpuGraph(partial(start, source), threads, _wide_from(model))
+
+    if (loaded := _load_retargeting(model, device, start_shared, start)) is not None:
         return loaded
-    graph = CpuGraph(partial(start, str(model) if isinstance(model, Path) else model), threads)
+    graph = start_shared(str(model) if isinstance(model, Path) else model)
     return _Loaded({False: graph, True: graph})
 
 
 def _load_retargeting(
     model: bytes | Path,
     device: Device,
-    threads: int,
+    start_shared: Callable[[bytes | str], CpuGraph],
     start: Callable[[bytes | str, int], ort.InferenceSession],
 ) -> _Loaded | None:
     """Load the graph so that it gives states; None where it cannot be cut, or does not hold then.
@@ -299,7 +303,7 @@ def _load_retargeting(
     if found is None:
         return None
     try:
-        graph = CpuGraph(partial(start, found.whole), threads)
+        graph = start_shared(found.whole)
         # A fraction of a millisecond.
         rest = start(found.rest, 1)
         run = _run(graph, device, explain=True, states=found.states)
@@ -311,6 +315,15 @@ def _load_retargeting(
         _log.warning("the graph is not cut, so that some windows are run twice: %s", reason)
         return None
     return _Loaded({False: graph, True: graph}, retargeting)
+
+
+def _wide_from(model: bytes | Path) -> int:
+    """Return the padded tokens from which on a run that begins alone takes all threads."""
+    try:
+        quantized = is_quantized(model.read_bytes() if isinstance(model, Path) else model)
+    except ValueError:  # no graph: ONNX Runtime says so
+        return WIDE
+    return WIDE if quantized else WIDE_IN_FLOAT
 
 
 def _session(graph: ort.InferenceSession | CpuGraph) -> ort.InferenceSession:

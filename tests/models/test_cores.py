@@ -9,8 +9,8 @@ import pytest
 
 from models import SHIPPED, SHIPPED_INT8
 from models.bundle import load
-from models.cores import WIDE, CpuGraph
-from models.session import OnnxSession
+from models.cores import WIDE, WIDE_IN_FLOAT, CpuGraph
+from models.session import OnnxSession, _wide_from
 
 NAMES = ("logits",)
 
@@ -53,6 +53,19 @@ def test_a_large_run_by_itself_takes_all_threads(graph, tokens, wide):
     graph.run(NAMES, feed(tokens))
     assert (graph.session.runs, wide_of(graph).runs) == (1 - wide, wide)
     assert (graph.session.threads, wide_of(graph).threads) == (1, 4)
+
+
+def test_what_is_large_is_up_to_the_graph():
+    graph = CpuGraph(Loaded, 4, wide=WIDE_IN_FLOAT)
+    for tokens in (WIDE_IN_FLOAT - 8, WIDE_IN_FLOAT):
+        graph.run(NAMES, feed(tokens))
+    assert (graph.session.runs, wide_of(graph).runs) == (1, 1)
+
+
+@pytest.mark.parametrize(("path", "wide"), [(SHIPPED_INT8, WIDE), (SHIPPED, WIDE_IN_FLOAT)])
+def test_graphs_in_8_bits_take_all_threads_later(path, wide):
+    assert _wide_from(path / "model.onnx") == wide
+    assert _wide_from((path / "model.onnx").read_bytes()) == wide
 
 
 @pytest.mark.parametrize("first", [8, 512])

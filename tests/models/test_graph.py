@@ -5,7 +5,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from models.graph import split
+from models import SHIPPED, SHIPPED_INT8
+from models.graph import is_quantized, split
 from tests.graphs import OUTPUTS, run
 
 
@@ -15,6 +16,14 @@ def test_both_halves_answer_as_the_whole(explain, tiny_model_bytes, feed):
     whole = run(tiny_model_bytes, {**feed, "explain": np.array(explain)}, names)
     half = run(split(tiny_model_bytes, explain=explain), feed, names)
     assert [part.tobytes() for part in half] == [part.tobytes() for part in whole]
+
+
+def test_graphs_in_8_bits_are_told_from_others(tiny_model_bytes):
+    assert is_quantized((SHIPPED_INT8 / "model.onnx").read_bytes())
+    assert not is_quantized((SHIPPED / "model.onnx").read_bytes())
+    assert not is_quantized(tiny_model_bytes)
+    with pytest.raises(ValueError, match=r"protobuf|cut off"):
+        is_quantized(b"\x07 no model")
 
 
 @pytest.mark.parametrize("explain", [True, False])
