@@ -17,8 +17,9 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-# Padded tokens of a run, from which on two threads compute more than one: in 8 bits a fifth here, and
-# hardly more with half as many, for which the next text's core is worth more; in float an eighth.
+# Padded tokens of a run, from which on two threads compute more than one: in 8 bits a fifth, and
+# hardly more with half as many, for which the next text's core is worth more; in float a third
+# (runners.json and runners_fp32.json).
 WIDE: Final = 128
 WIDE_IN_FLOAT: Final = 24
 _COMPARED = 256  # padded tokens, in which runs on one thread and on all are compared
